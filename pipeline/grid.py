@@ -1,0 +1,71 @@
+"""Pictures side by side, with a line of text above each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP = 4  # pixels between pictures and around them
+_PAPER, _INK = (255, 255, 255), (32, 32, 32)
+
+
+def labelled_grid(
+    images: Sequence[Image.Image],
+    labels: Sequence[str] | None = None,
+    columns: int | None = None,
+    smallest: int = 128,
+) -> Image.Image:
+    """One picture that shows `images` row by row.
+
+    Args:
+        images: Pictures of any size; a cell is as large as the largest of them.
+        labels: One line per picture, written above it and cut where it is wider than its cell.
+        columns: Pictures per row; by default about as many as there are rows.
+        smallest: Pictures whose shorter edge is below this many pixels are enlarged by a whole factor, so that
+            their pixels stay visible as they are and the labels can be read. 1 leaves them alone.
+
+    Raises:
+        ValueError: There is no picture, or the labels are not one per picture.
+    """
+    if not images or (labels is not None and len(labels) != len(images)):
+        raise ValueError(f"{len(images)} pictures and {len(labels or [])} labels: a grid needs one label per picture")
+    shown = [_enlarged(image.convert("RGB"), smallest) for image in images]
+    width, height = max(image.width for image in shown), max(image.height for image in shown)
+    columns = min(len(shown), columns or math.ceil(math.sqrt(len(shown))))
+    font = ImageFont.load_default(size=max(11, min(20, height // 14)))
+    line = _line_height(font) if labels is not None else 0
+
+    rows = math.ceil(len(shown) / columns)
+    size = (columns * (width + _GAP) + _GAP, rows * (height + line + _GAP) + _GAP)
+    paper = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(paper)
+    for position, image in enumerate(shown):
+        row, column = divmod(position, columns)
+        x, y = _GAP + column * (width + _GAP), _GAP + row * (height + line + _GAP)
+        if labels is not None:
+            draw.text((x, y), _cut(labels[position], width, font), fill=_INK, font=font)
+        paper.paste(image, (x, y + line))
+    return paper
+
+
+def _enlarged(image: Image.Image, smallest: int) -> Image.Image:
+    factor = math.ceil(smallest / min(image.size))
+    if factor <= 1:
+        return image
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _line_height(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    return math.ceil(font.getbbox("Åg|")[3]) + 4
+
+
+def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """`text`, or as much of its beginning as fits into `width` pixels with an ellipsis."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text.rstrip()}…"

@@ -1,0 +1,78 @@
+"""Which class a word means."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from coda.pipeline.classes import ClassTable, find_classes, imagenet_classes
+from coda.tokenizer import CodaError
+
+
+def test_imagenet_ships_with_the_package() -> None:
+    classes = imagenet_classes()
+    assert [entry.index for entry in classes] == list(range(1000))
+    assert (classes[207].wnid, classes[207].name) == ("n02099601", "golden retriever")
+    assert [entry.wnid for entry in classes] == sorted(entry.wnid or "" for entry in classes)
+
+
+@pytest.mark.parametrize(
+    "word", [207, "207", "n02099601", "golden retriever", "Golden_Retriever", "  golden  retriever"], ids=str
+)
+def test_every_spelling_finds_the_class(word: int | str) -> None:
+    assert find_classes(word) == [207]
+
+
+def test_several_words_keep_their_order() -> None:
+    assert find_classes(["goldfish", 207, "n01440764"]) == [1, 207, 0]
+
+
+def test_every_imagenet_class_is_found_by_its_id_and_by_all_its_synonyms_together() -> None:
+    for entry in imagenet_classes():
+        assert find_classes([entry.wnid or "", str(entry.index)]) == [entry.index, entry.index]
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("golden retreiver", '"golden retriever" \\(n02099601\\)'),
+        ("retriever", "Labrador retriever"),
+        ("n99999999", "no WordNet id"),
+        ("007", 'no class "007"'),
+        ("1e2", "no class"),
+        ("", "no class"),
+        (1000, "0 to 999"),
+        ("-1", "0 to 999"),
+        (True, "give an index"),
+        ("crane", "n02012849.*n03126707"),
+    ],
+)
+def test_a_wrong_word_is_answered_in_one_line(word: int | str, says: str) -> None:
+    with pytest.raises(CodaError, match=says) as error:
+        find_classes(word)
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_the_model_never_saw_is_refused_with_some_that_it_knows() -> None:
+    with pytest.raises(CodaError, match=r"never seen class 207.*knows 2 classes.*goldfish"):
+        find_classes("golden retriever", seen=[1, 2])
+    assert find_classes("crane", seen=[134, 1]) == [134], "only one of the two cranes was seen"
+
+
+def test_names_of_ones_own_data() -> None:
+    table = ClassTable.of_model(4, ["cats", "dogs", "n02099601", "7"])
+    assert table.find_all(["dogs", "golden retriever", "7", 3, "0"]) == [1, 2, 3, 3, 0]
+    with pytest.raises(CodaError, match='"cats"'):
+        table.find("cat")
+
+
+def test_a_model_of_fewer_unnamed_classes_has_imagenets_names_for_them() -> None:
+    assert ClassTable.of_model(200).find("goldfish") == 1
+    with pytest.raises(CodaError, match="no class"):
+        ClassTable.of_model(200).find("golden retriever")
+
+
+def test_no_torch_is_loaded() -> None:
+    code = "import sys, coda.pipeline as p; p.find_classes('goldfish'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
