@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make sample` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# Where no CUDA is to be had, the CPU build of this release is the one that everything here was tested with.
+TORCH  ?= torch==2.13.0
+DATA   ?=
+OUT    ?= runs/demo
+
+.PHONY: help setup sample test check test-slow clean
+
+help:
+	@echo "make sample [DATA=folder]  the whole chain, pocket size, ending with a picture in $(OUT)"
+	@echo "make test                  format, lint, types and tests"
+	@echo "make test-slow             the tests marked slow"
+
+setup: $(READY)
+
+# torch first and by itself: a later plain `torch` could otherwise choose another build of it.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" "$(TORCH)"
+	touch $(READY)
+
+sample: $(READY)
+	$(BIN)/python -m coda.pipeline.demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+
+check: $(READY) build/mypy/coda
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	MYPYPATH=build/mypy $(BIN)/mypy -p coda
+
+test: check
+	$(BIN)/python -m pytest -q -m "not slow" tests
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow tests
+
+# mypy does not see setuptools' package mapping: it is given a folder of links instead.
+build/mypy/coda:
+	mkdir -p $@
+	for package in tokenizer generator benchmarks pipeline; do ln -sfn ../../../$$package $@/$$package; done
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,31 @@
+"""What several packages' tests share: where the real photographs are, if they are there at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _one_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real photographs and a real small VAE, kept outside of the repository."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the shared photographs (../shared/data) are not here")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_reference() -> Path:
+    """Golden values of the published code, kept outside of the repository."""
+    if not (SHARED / "reference").is_dir():
+        pytest.skip("the golden values of the published code (../shared/reference) are not here")
+    return SHARED / "reference"

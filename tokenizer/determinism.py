@@ -1,0 +1,27 @@
+"""Randomness as a function of (seed, place), so that nothing random ever has to be saved.
+
+A training that draws from `step_generator(seed, step)` and visits images in `epoch_order(seed, epoch)` continues after
+an interruption exactly as it would have gone on: the step alone says what comes next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on all `parts` and on their order."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def step_generator(seed: int, step: int, stream: int | str = 0) -> torch.Generator:
+    """A CPU generator for one step; `stream` separates independent uses within the step."""
+    return torch.Generator().manual_seed(derived_seed("step", seed, step, stream))
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> torch.Tensor:
+    """The order in which epoch `epoch` visits `n` items: a permutation, (n,) int64."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed("epoch", seed, epoch)))

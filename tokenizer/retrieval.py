@@ -1,0 +1,170 @@
+"""Retrieval from the codebook by attention, in tiles: never all tokens × all codes at once.
+
+Shapes: N tokens, K codes, d attention width, C latent channels. Queries carry the factor 1/√d already.
+
+With logits s = q·kᵀ, p = softmax(s) and π = softmax(s/τ), retrieval gives, per token,
+
+    code = argmax s,    value = v[code],    gradient of the value: that of (onehot − stopgrad(p) + p) v
+
+and, over the tokens, the two entropies of the paper's loss (Section 3.3),
+
+    sample entropy = mean_t H(π_t),    batch entropy = −Σ_j π̄_j log(π̄_j + ε),    π̄ = mean_t π_t.
+
+**Backward.** Nothing of size N × K is kept: the logits are made again, tile by tile, from the saved maximum and
+normalisers. With g = ∂L/∂value, a = v·g and softmax's derivative ∂s = p ⊙ (a − Σ_j p_j a_j), the inner sum is
+⟨g, soft⟩ with soft = Σ_j p_j v_j, a C-vector saved by the forward pass. The value is linear in the one-hot, so values
+receive g at the code alone. For the entropies, with upstream gradients γ_s and γ_b,
+
+    ∂(s/τ) = (1/N) π ⊙ (c − Σ_j π_j c_j),    c_j = γ_b w_j − γ_s log π_j,    w_j = ∂/∂π̄_j of the batch entropy
+    w_j = −log(π̄_j + ε) − π̄_j / (π̄_j + ε),    Σ_j π_j c_j = γ_s H(π) + γ_b Σ_j π_j w_j
+
+of which only Σ_j π_j w_j is new: one more pass over the tiles.
+
+**Tiles.** One of about 1,024 tokens × 512 codes stays in a core's cache. Two details make them fast on a CPU: `exp` is
+ten times slower where it underflows, and at τ = 0.01 nearly all of it would, hence the clamp; `amax` is ten times
+faster than `argmax`, so the code is searched in the winning tile alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+_FLOOR = -80.0  # e^-80 is 2e-35: nothing to a sum of probabilities, and still a normal float32
+_EPSILON = 1e-5  # inside the logarithm of the batch entropy, as published
+
+Tile = tuple[int, int]
+
+
+class Retrieved(NamedTuple):
+    """What a level's tokens found.
+
+    codes: (N,) int64. values: (N, C), hard in value, soft in gradient. sample_entropy, batch_entropy: scalars.
+    """
+
+    codes: torch.Tensor
+    values: torch.Tensor
+    sample_entropy: torch.Tensor
+    batch_entropy: torch.Tensor
+
+
+def retrieve(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, temperature: float, tile: Tile | None = None
+) -> Retrieved:
+    """Retrieve with straight-through gradients and both entropies.
+
+    Args:
+        queries: (N, d), scaled by 1/√d.
+        keys: (K, d).
+        values: (K, C).
+        temperature: τ of the entropies, > 0.
+        tile: (tokens, codes) of one tile; chosen by device if None. Results do not depend on it but for rounding.
+    """
+    return Retrieved(*_Retrieve.apply(queries, keys, values, temperature, tile or _default_tile(queries.device)))
+
+
+def best_codes(
+    queries: torch.Tensor, keys: torch.Tensor, tile: Tile | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index (N,) int64 and value (N,) of each token's largest logit; the first index where several are equal."""
+    tile = tile or _default_tile(queries.device)
+    codes = queries.new_empty(len(queries), dtype=torch.int64)
+    peaks = queries.new_full((len(queries),), -torch.inf)
+    for rows in _blocks(len(queries), tile[0]):
+        peak, winner = peaks[rows], torch.zeros_like(codes[rows])
+        for number, columns in enumerate(_blocks(len(keys), tile[1])):
+            largest = (queries[rows] @ keys[columns].T).amax(dim=1)
+            winner.masked_fill_(largest > peak, number)
+            torch.maximum(peak, largest, out=peak)
+        for number in winner.unique().tolist():
+            tokens = (winner == number).nonzero().squeeze(1) + rows.start
+            first = number * tile[1]
+            codes[tokens] = first + (queries[tokens] @ keys[first : first + tile[1]].T).argmax(dim=1)
+    return codes, peaks
+
+
+class _Retrieve(torch.autograd.Function):
+    """The forward and backward pass that the head of this file derives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, temperature: float, tile: Tile
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        codes, peaks = best_codes(q, k, tile)
+        peak = peaks[:, None]
+        v1 = F.pad(v, (0, 1), value=1.0)  # a column of ones: the sum of the weights comes with the weighted sum
+        soft1 = q.new_zeros(len(q), v1.shape[1])  # Σ_j e^s_j (v_j, 1)
+        norm = q.new_zeros(len(q))  # Σ_j e^x_j with x = s/τ
+        moment = q.new_zeros(len(q))  # Σ_j e^x_j x_j
+        mean = q.new_zeros(len(k))  # π̄
+        for rows in _blocks(len(q), tile[0]):
+            for columns in _blocks(len(k), tile[1]):
+                s = torch.addmm(peak[rows], q[rows], k[columns].T, beta=-1)
+                x = (s / temperature).clamp_(min=_FLOOR)
+                soft1[rows].addmm_(s.clamp_(min=_FLOOR).exp_(), v1[columns])
+                e = x.exp()
+                norm[rows] += e.sum(dim=1)
+                moment[rows] += e.mul_(x).sum(dim=1)
+            for columns in _blocks(len(k), tile[1]):
+                e = _cold_weights(q[rows], k[columns], peak[rows], temperature)
+                mean[columns].addmv_(e.T, 1 / norm[rows])
+        mean /= len(q)
+        entropy = norm.log() - moment / norm  # (N,) H(π_t)
+        batch_entropy = -(mean * (mean + _EPSILON).log()).sum()
+
+        ctx.save_for_backward(q, k, v1, codes, peak, soft1, norm, entropy, mean)
+        ctx.temperature, ctx.tile = temperature, tile
+        ctx.mark_non_differentiable(codes)
+        return codes, F.embedding(codes, v), entropy.mean(), batch_entropy
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, _: None, g: torch.Tensor, g_sample: torch.Tensor, g_batch: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
+        q, k, v1, codes, peak, soft1, norm, entropy, mean = ctx.saved_tensors
+        (tokens, width), tau = ctx.tile, ctx.temperature
+        gq, gk = torch.zeros_like(q), torch.zeros_like(k)
+        gv = torch.zeros_like(v1[:, :-1]).index_add_(0, codes, g)
+
+        total = soft1[:, -1:]
+        inner = (g * soft1[:, :-1]).sum(dim=1, keepdim=True) / total  # ⟨g, soft⟩
+        g1 = torch.cat([g, -inner], dim=1) / total  # (N, C+1), so that p ⊙ (a − ⟨g, soft⟩) = e^s ⊙ (g1 · v1)
+        w = -(mean + _EPSILON).log() - mean / (mean + _EPSILON)
+        w1 = torch.stack([g_batch * w, torch.ones_like(w)])  # (2, K)
+        scale = 1 / (len(q) * tau * norm[:, None])
+
+        for rows in _blocks(len(q), tokens):
+            expected = q.new_zeros(rows.stop - rows.start)  # Σ_j π_j w_j
+            for columns in _blocks(len(k), width):
+                e = _cold_weights(q[rows], k[columns], peak[rows], tau)
+                expected.addmv_(e, w[columns])
+            expected /= norm[rows]
+            # log π = x − log norm: the part of c − Σ_j π_j c_j that is the token's own
+            own = g_sample * (norm[rows].log() - entropy[rows]) - g_batch * expected
+            own1 = torch.stack([torch.ones_like(own), own], dim=1)  # (n, 2)
+            for columns in _blocks(len(k), width):
+                s = torch.addmm(peak[rows], q[rows], k[columns].T, beta=-1)
+                x = (s / tau).clamp_(min=_FLOOR)
+                ds = s.clamp_(min=_FLOOR).exp_().mul_(g1[rows] @ v1[columns].T)
+                e = x.exp().mul_(scale[rows])
+                ds.addcmul_(e, (own1 @ w1[:, columns]).sub_(x.mul_(g_sample)))
+                gq[rows].addmm_(ds, k[columns])
+                gk[columns].addmm_(ds.T, q[rows])
+        return gq, gk, gv, None, None
+
+
+def _cold_weights(q: torch.Tensor, k: torch.Tensor, peak: torch.Tensor, temperature: float) -> torch.Tensor:
+    """One tile of e^x with x = (s − max s) / τ."""
+    return torch.addmm(peak, q, k.T, beta=-1).div_(temperature).clamp_(min=_FLOOR).exp_()
+
+
+def _blocks(length: int, size: int) -> Iterator[slice]:
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
+
+
+def _default_tile(device: torch.device) -> Tile:
+    return (1024, 512) if device.type == "cpu" else (4096, 8192)
