@@ -1,0 +1,139 @@
+"""The transformer's parts: attention within a level, SwiGLU, modulation by a condition, positions.
+
+    B pictures · N cells, the packed cells of one or several levels · V levels among them
+    D hidden width · H heads · F width of the MLP · R rank of the modulation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from torch import nn
+
+from coda.tokenizer.layout import Side
+
+# Bands of the position features, in periods per picture: from half a period to the Nyquist limit of a 32-cell grid.
+_LOWEST_BAND, _HIGHEST_BAND, _NUM_BANDS = 0.5, 16.0, 16
+POSITION_FEATURES = 4 * _NUM_BANDS
+
+
+class LevelAttentionProcessor:
+    """Attention of every level by itself, through diffusers' dispatcher.
+
+    Packed levels are split and attended one after the other: the cost is Σ n_l², and no mask of N × N is ever made.
+    """
+
+    _attention_backend: AttentionBackendName | None = None  # what model.set_attention_backend(…) sets
+    _parallel_config = None
+
+    def __call__(self, attn: Attention, hidden: torch.Tensor, cells: Sequence[int]) -> torch.Tensor:
+        """Attend within runs of `cells` cells: (B, N, D) -> (B, N, D), sum(cells) = N."""
+        query, key, value = attn.to_qkv(hidden).unflatten(-1, (3, attn.heads, -1)).unbind(-3)  # (B, N, H, D/H)
+        query, key = attn.norm_q(query).to(value.dtype), attn.norm_k(key).to(value.dtype)
+        levels = zip(query.split(cells, 1), key.split(cells, 1), value.split(cells, 1), strict=True)
+        attended = [dispatch_attention_fn(q, k, v, backend=self._attention_backend) for q, k, v in levels]
+        return attn.to_out(torch.cat(attended, dim=1).flatten(2))
+
+
+class Attention(nn.Module, AttentionModuleMixin):
+    """Multi-head self-attention with normalised queries and keys (QK-norm), no biases."""
+
+    _default_processor_cls = LevelAttentionProcessor
+    _available_processors = [LevelAttentionProcessor]  # noqa: RUF012  diffusers declares it so
+    _supports_qkv_fusion = False  # always fused
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        # LayerNorm without bias, as ViT-22B has it (arXiv 2302.05442, Section 2): one fused kernel also on a CPU.
+        self.norm_q = nn.LayerNorm(width // heads, bias=False)
+        self.norm_k = nn.LayerNorm(width // heads, bias=False)
+        self.to_out = nn.Linear(width, width, bias=False)
+        self.set_processor(LevelAttentionProcessor())
+
+    def forward(self, hidden: torch.Tensor, cells: Sequence[int]) -> torch.Tensor:
+        """(B, N, D) -> (B, N, D), attention within runs of `cells` cells."""
+        return self.processor(self, hidden, cells)
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP (arXiv 2002.05202, Equation 6), no biases: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, width: int, mlp_width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 2 * mlp_width, bias=False)
+        self.down = nn.Linear(mlp_width, width, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        gate, value = self.up(hidden).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
+
+
+class Modulation(nn.Module):
+    """What a condition does to a block: `parts` vectors of width D, all zero at the start (adaLN-zero).
+
+    DiT (arXiv 2212.09748, Section 3.2) spends 6·D² weights on it in every block, a third of the whole model. Ours go
+    through R dimensions: the condition is only a class and a level.
+    """
+
+    def __init__(self, width: int, rank: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, parts * width, bias=False)
+
+    def forward(self, condition: torch.Tensor, level_of_cell: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Condition (B, V, D) per level -> `parts` tensors (B, N, D) per cell, (B, 1, D) for a level alone."""
+        modulation = self.up(self.down(condition))
+        if condition.shape[1] > 1:
+            modulation = modulation[:, level_of_cell]
+        return modulation.chunk(self.parts, dim=-1)
+
+
+def modulated_norm(hidden: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """LayerNorm whose affine part comes from the condition."""
+    return torch.addcmul(shift, F.layer_norm(hidden, hidden.shape[-1:]), 1 + scale)
+
+
+class Block(nn.Module):
+    """Attention within the level, then the MLP; both modulated by class and level."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, modulation_rank: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.mlp = SwiGLU(width, mlp_width)
+        self.modulation = Modulation(width, modulation_rank, parts=6)
+
+    def forward(
+        self, hidden: torch.Tensor, condition: torch.Tensor, cells: Sequence[int], level_of_cell: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, N, D) -> (B, N, D).
+
+        Args:
+            hidden: (B, N, D).
+            condition: (B, V, D), class and level of each packed level.
+            cells: Cells per packed level; their sum is N.
+            level_of_cell: (N,) place of the cell's level among the V packed ones.
+        """
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition, level_of_cell)
+        hidden = hidden + gate_a * self.attention(modulated_norm(hidden, shift_a, scale_a), cells)
+        return hidden + gate_m * self.mlp(modulated_norm(hidden, shift_m, scale_m))
+
+
+def position_features(side: Side) -> torch.Tensor:
+    """Sines and cosines of the cells' centres in [0, 1]², row by row: (h·w, POSITION_FEATURES).
+
+    Cells of different levels that lie on the same place get the same features, whatever the side of their level.
+    """
+    axes = [(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in side]
+    centres = torch.cartesian_prod(*axes)  # (h·w, 2): y, x
+    ratio = _HIGHEST_BAND / _LOWEST_BAND
+    bands = _LOWEST_BAND * ratio ** (torch.arange(_NUM_BANDS, dtype=torch.float64) / (_NUM_BANDS - 1))
+    angles = (2 * torch.pi * centres[:, :, None] * bands).flatten(1)  # (h·w, 2·bands)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()

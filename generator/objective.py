@@ -1,0 +1,143 @@
+"""What a training step minimises: cross-entropy at masked cells, in chunks.
+
+    B pictures · T cells of all levels · M masked cells · L levels · K codes · D hidden width
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from coda.tokenizer.residual import prefix_latents
+
+from .masking import TrainingDraw
+from .transformer import MaskGitTransformer
+
+# Logits that the loss holds at once: rows × K float32, 32 MiB.
+LOGITS_AT_ONCE = 1 << 23
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """What one batch costs.
+
+    Attributes:
+        loss: Scalar with gradient: mean over levels of the mean cross-entropy (nats) at their masked cells.
+        level_losses: (L,) the mean cross-entropy of each level, without gradient.
+    """
+
+    loss: torch.Tensor
+    level_losses: torch.Tensor
+
+
+class MaskedCodeObjective(nn.Module):
+    """The transformer with its loss: one module, so that data parallelism sees everything that has a gradient."""
+
+    def __init__(self, transformer: MaskGitTransformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, codes: torch.Tensor, labels: torch.Tensor, draw: TrainingDraw) -> ObjectiveOutput:
+        """All levels of every picture in one packed pass.
+
+        Args:
+            codes: (B, T) int64, the true codes.
+            labels: (B,) int64; -1 is no class.
+            draw: What is masked, corrupted and withheld, on the device of `codes`.
+        """
+        model, layout = self.transformer, self.transformer.layout
+        none = model.class_embedding.num_embeddings - 1
+        labels = torch.where(draw.unconditional | (labels < 0), none, labels)
+        with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
+            # A lie is the code of another picture at the same cell, so that every level keeps its own distribution.
+            told = torch.where(draw.corrupted, codes[draw.donors], codes)
+            prefixes = prefix_latents(told, layout, model.value_table.float())[:-1]
+        features = model(codes.masked_fill(draw.masked, layout.codebook_size), prefixes, labels).features
+
+        cells_per_level = [h * w for h, w in layout.sides]
+        masked_per_level = torch.stack([level.sum() for level in draw.masked.split(cells_per_level, dim=1)])  # (L,)
+        level_of_cell = torch.cat([codes.new_full((n,), level) for level, n in enumerate(cells_per_level)])
+        level_of_row = level_of_cell.expand_as(codes)[draw.masked]  # (M,)
+        row_weights = (1 / (layout.num_levels * masked_per_level.float()))[level_of_row]
+        loss, row_losses = chunked_cross_entropy(
+            features[draw.masked], model.code_embedding.weight, codes[draw.masked], row_weights
+        )
+        sums = torch.zeros_like(masked_per_level, dtype=torch.float32).index_add_(0, level_of_row, row_losses)
+        return ObjectiveOutput(loss, sums / masked_per_level)
+
+
+def chunked_cross_entropy(
+    features: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    logits_at_once: int = LOGITS_AT_ONCE,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted cross-entropy of a linear head without ever holding all logits.
+
+    Forward makes the logits of a chunk of rows, their loss *and* their gradients (softmax − one-hot is at hand), then
+    forgets them: the work of the dense form, and beside the gradients only one chunk of memory. That is how fused
+    losses for large vocabularies do it (Liger, arXiv 2410.10989, Section 3.2).
+
+    Args:
+        features: (M, D).
+        head: (K, D).
+        targets: (M,) int64 in [0, K).
+        weights: (M,) float32, what each row counts; no gradient flows to them.
+        logits_at_once: Rows × K of one chunk.
+
+    Returns:
+        Σ weight · cross-entropy, a float32 scalar, and the cross-entropy (M,) of each row, without gradient.
+    """
+    loss, rows = _ChunkedCrossEntropy.apply(features, head, targets, weights, logits_at_once)
+    return loss, rows
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """See `chunked_cross_entropy`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: torch.Tensor,
+        head: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        logits_at_once: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, and gradients for `backward` where any are wanted."""
+        learns = any(ctx.needs_input_grad[:2])
+        kind = features.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
+        rows = max(1, logits_at_once // len(head))
+        losses = torch.empty(len(targets), dtype=torch.float32, device=features.device)
+        d_features = torch.empty_like(features) if learns else None
+        d_head = torch.zeros_like(head, dtype=torch.float32) if learns else None
+        with torch.autocast(kind, enabled=False):
+            table = head.to(dtype)
+            for first in range(0, len(targets), rows):
+                part = slice(first, first + rows)
+                x, target, weight = features[part].to(dtype), targets[part, None], weights[part, None]
+                logits = (x @ table.mT).float()  # (r, K)
+                log_sum = logits.logsumexp(dim=1, keepdim=True)
+                losses[part] = (log_sum - logits.gather(1, target))[:, 0]
+                if d_features is not None and d_head is not None:
+                    d_logits = logits.sub_(log_sum).clamp_(min=-80).exp_().mul_(weight)
+                    d_logits = d_logits.scatter_add_(1, target, -weight).to(dtype)
+                    d_features[part] = (d_logits @ table).to(features.dtype)
+                    d_head += d_logits.mT @ x
+        ctx.save_for_backward(d_features, d_head)
+        ctx.head_dtype = head.dtype
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, *grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Scale what forward prepared."""
+        d_features, d_head = ctx.saved_tensors
+        return d_features * grad[0], (d_head * grad[0]).to(ctx.head_dtype), None, None, None
+
+

@@ -1,0 +1,217 @@
+"""The masked transformer over residual codes (MaskGIT, arXiv 2202.04200, level by level).
+
+It knows integers and the value table only: codes in, features and logits over codes out. No VAE, no pixels.
+
+    B pictures · T cells of all levels · N packed cells of the levels asked · V levels asked, of L · K codes
+    D hidden width · C channels and (h, w) grid of the latent
+
+The integer K stands for a masked cell, the class `num_classes` for no class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from coda.tokenizer.errors import CodaError
+from coda.tokenizer.layout import CodeLayout
+from coda.tokenizer.residual import reduce
+
+from .blocks import POSITION_FEATURES, Block, Modulation, modulated_norm, position_features
+from .sampling import Predict
+
+# Logits that sampling holds at once: rows × K float32, 64 MiB.
+_LOGITS_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True)
+class MaskGitOutput:
+    """What the transformer says of every cell.
+
+    Attributes:
+        features: (B, N, D); `MaskGitTransformer.logits` turns rows of them into logits over the codes. They are linear
+            in the logits, and made only where they are needed: (B, N, K) would not fit at K = 65,536.
+    """
+
+    features: torch.Tensor
+
+
+class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):
+    """Predicts masked codes of a level from its other codes, the prefix latent of earlier levels, and the class.
+
+    Args:
+        sides: Side of each level, numbers or (h, w) pairs (see `CodeLayout`).
+        codebook_size: K.
+        latent_channels: C, width of the value table.
+        num_classes: Classes; one more embedding stands for no class.
+        hidden_size: D.
+        depth: Number of blocks.
+        num_heads: Attention heads; divides `hidden_size`.
+        mlp_ratio: Width of the SwiGLU in `hidden_size`; 8/3 costs what an ungated MLP of ratio 4 does.
+        modulation_rank: R, width that class and level pass through in every block; an eighth of D by default.
+        class_labels: Classes that the training data held, where that is not all of them.
+        class_names: Name of each class, where they are known.
+        tokenizer_fingerprint: Fingerprint of the tokenizer that made the codes.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012  diffusers declares it so
+
+    @register_to_config
+    def __init__(
+        self,
+        sides: Sequence[int | Sequence[int]],
+        codebook_size: int,
+        latent_channels: int,
+        num_classes: int,
+        hidden_size: int = 256,
+        depth: int = 8,
+        num_heads: int = 4,
+        mlp_ratio: float = 8 / 3,
+        modulation_rank: int | None = None,
+        class_labels: list[int] | None = None,
+        class_names: list[str] | None = None,
+        tokenizer_fingerprint: str | None = None,
+    ) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise CodaError(f"hidden size {hidden_size} is no multiple of the {num_heads} attention heads")
+        self.layout = CodeLayout(sides, codebook_size)
+        self.class_labels = tuple(range(num_classes)) if class_labels is None else tuple(class_labels)
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+        rank = modulation_rank or max(8, hidden_size // 8)
+        mlp_width = max(8, round(hidden_size * mlp_ratio / 8) * 8)
+
+        self.code_embedding = nn.Embedding(codebook_size, hidden_size)  # also the head
+        self.mask_embedding = nn.Parameter(torch.empty(hidden_size))
+        self.level_embedding = nn.Embedding(self.layout.num_levels, hidden_size)
+        self.class_embedding = nn.Embedding(num_classes + 1, hidden_size)
+        self.prefix_projection = nn.Linear(latent_channels, hidden_size, bias=False)
+        self.position_projection = nn.Linear(POSITION_FEATURES, hidden_size, bias=False)
+        self.blocks = nn.ModuleList(Block(hidden_size, num_heads, mlp_width, rank) for _ in range(depth))
+        self.modulation_out = Modulation(hidden_size, rank, parts=2)
+        self.register_buffer("value_table", torch.zeros(codebook_size, latent_channels))
+        positions = torch.cat([position_features(side) for side in self.layout.sides])
+        self.register_buffer("positions", positions, persistent=False)  # (T, features), follows from the sides
+        self.gradient_checkpointing = False
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Unit variance for every part of the input and for the logits; every block the identity (adaLN-zero)."""
+        width = self.code_embedding.embedding_dim
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+        nn.init.normal_(self.code_embedding.weight, std=width**-0.5)
+        nn.init.normal_(self.mask_embedding)
+        nn.init.normal_(self.position_projection.weight, std=(POSITION_FEATURES / 2) ** -0.5)
+        nn.init.normal_(self.prefix_projection.weight, std=self.prefix_projection.in_features**-0.5)
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                nn.init.zeros_(module.up.weight)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load a generator as `diffusers.ModelMixin.from_pretrained` does, but strictly.
+
+        Raises:
+            CodaError: A weight is missing from the checkpoint or unknown to the model.
+        """
+        asked = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        for what in ("missing", "unexpected"):
+            if keys := info[f"{what}_keys"]:
+                raise CodaError(f"{pretrained_model_name_or_path}: {what} weight {keys[0]} ({len(keys)} {what} in all)")
+        return (model, info) if asked else model
+
+    @torch.no_grad()
+    def set_value_table(self, value_table: torch.Tensor) -> None:
+        """Take over what the codes stand for, (K, C)."""
+        if value_table.shape != self.value_table.shape:
+            raise CodaError(
+                f"value table is {tuple(value_table.shape)}, the generator's codes need {tuple(self.value_table.shape)}"
+            )
+        self.value_table.copy_(value_table)
+
+    def forward(
+        self,
+        codes: torch.Tensor,
+        prefixes: Sequence[torch.Tensor],
+        class_labels: torch.Tensor,
+        levels: Sequence[int] | None = None,
+    ) -> MaskGitOutput:
+        """Features of every cell of the levels asked; each level is seen by itself.
+
+        Args:
+            codes: (B, N) int64, level by level; K where a cell is masked.
+            prefixes: V prefix latents (B, C, h, w), what the levels before each level say.
+            class_labels: (B,) int64 in [0, num_classes]; num_classes is no class.
+            levels: The V levels packed into `codes`; all of them by default.
+        """
+        levels = range(self.layout.num_levels) if levels is None else levels
+        sides, offsets = [self.layout.sides[level] for level in levels], self.layout.offsets
+        cells = [h * w for h, w in sides]
+        level_of_cell = torch.cat([codes.new_full((n,), v) for v, n in enumerate(cells)])  # (N,) in [0, V)
+        positions = torch.cat([self.positions[offsets[level] : offsets[level + 1]] for level in levels])
+        reduced = [reduce(prefix, side).flatten(2).mT for prefix, side in zip(prefixes, sides, strict=True)]
+        dtype = self.prefix_projection.weight.dtype
+
+        level_embedding = self.level_embedding(torch.tensor(list(levels), device=codes.device))  # (V, D)
+        hidden = self._embed(codes)
+        hidden = hidden + self.prefix_projection(torch.cat(reduced, dim=1).to(dtype))
+        hidden = hidden + (self.position_projection(positions) + level_embedding[level_of_cell])
+        condition = F.silu(self.class_embedding(class_labels)[:, None] + level_embedding)  # (B, V, D)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden = self._gradient_checkpointing_func(block, hidden, condition, cells, level_of_cell)
+            else:
+                hidden = block(hidden, condition, cells, level_of_cell)
+        return MaskGitOutput(modulated_norm(hidden, *self.modulation_out(condition, level_of_cell)))
+
+    def _embed(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (B, N), K where masked, as vectors of unit variance (B, N, D)."""
+        masked = codes == self.layout.codebook_size
+        embedded = self.code_embedding(codes.masked_fill(masked, 0)) * self.code_embedding.embedding_dim**0.5
+        return torch.where(masked[..., None], self.mask_embedding.to(embedded.dtype), embedded)
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (…, D) as logits (…, K) float32; the head is the code embedding."""
+        return F.linear(features, self.code_embedding.weight.to(features.dtype)).float()
+
+    def predictor(self, class_labels: torch.Tensor) -> Predict:
+        """What `sample_codes` asks: logits for chosen cells of one level, for pictures of these classes.
+
+        Guidance runs the model on both halves and mixes *features*: the head is linear, so that is the same as mixing
+        logits and makes them once.
+
+        Args:
+            class_labels: (B,) int64 in [0, num_classes]; num_classes is no class.
+        """
+        none = self.class_embedding.num_embeddings - 1
+        if bool(((class_labels < 0) | (class_labels > none)).any()):
+            raise CodaError(f"classes {class_labels.tolist()}: this generator knows 0 to {none - 1}, {none} is no class")
+        labels = class_labels.to(self.level_embedding.weight.device)
+        without = torch.full_like(labels, none)
+
+        def predict(
+            codes: torch.Tensor, prefix: torch.Tensor, level: int, cells: torch.Tensor, scale: float
+        ) -> Iterator[torch.Tensor]:
+            if scale == 1:
+                features = self(codes, [prefix], labels, [level]).features
+            else:
+                both = self(codes.repeat(2, 1), [prefix.repeat(2, 1, 1, 1)], torch.cat([labels, without]), [level])
+                conditional, unconditional = both.features.chunk(2)
+                features = torch.lerp(unconditional, conditional, scale)
+            rows = features.gather(1, cells[..., None].expand(-1, -1, features.shape[2])).flatten(0, 1)
+            return map(self.logits, rows.split(max(1, _LOGITS_AT_ONCE // self.layout.codebook_size)))
+
+        return predict
