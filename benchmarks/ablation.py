@@ -1,0 +1,238 @@
+"""What each idea of the paper brings, on one's own pictures: direct VQ → residual levels → attention → LoRA.
+
+The paper's ablation at a small budget, and its sweep over the number of levels. All rungs share the pictures, the
+codebook size, the seed and, where they train, the number of steps; they are measured on the same pictures. Untrained
+rungs are the k-means start, where retrieval is nearest neighbour: the paper trains those too, so its gap between
+"direct" and "attention" is another one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from coda.tokenizer import CodeLayout, adapt, default_sides, load_vae
+from coda.tokenizer.errors import CodaError
+from coda.tokenizer.images import ImageSource
+from coda.tokenizer.layout import Side
+from coda.tokenizer.progress import note
+from coda.tokenizer.run_directory import RunDirectory
+
+from .extractors import FeatureExtractor, FigureNames, load_extractor, require_torch_fidelity, resolve_device
+from .plots import Plot
+from .provenance import describe_run, model_identity
+from .reconstruction import reconstruction_metrics
+from .reference import ROUNDING, open_picture_set
+from .report import Cell, Figure, Report, Table
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What distinguishes one tokenizer of the ablation from another.
+
+    Attributes:
+        sides: Grids of its levels.
+        steps: Training steps; 0 leaves the k-means start.
+        lora_rank: 0 trains the quantizer alone.
+    """
+
+    sides: tuple[Side, ...]
+    steps: int
+    lora_rank: int
+
+
+Rungs = Mapping[str, Recipe]
+
+
+def ladder(sides: Sequence[Side], steps: int, lora_rank: int) -> dict[str, Recipe]:
+    """The four rungs, each with one idea more than the one before."""
+    every, last = tuple(sides), (sides[-1],)
+    return {
+        "direct VQ": Recipe(last, 0, 0),
+        "+ residual levels": Recipe(every, 0, 0),
+        "+ attention, trained": Recipe(every, steps, 0),
+        "+ LoRA on the VAE": Recipe(every, steps, lora_rank),
+    }
+
+
+def level_sweep(sides: Sequence[Side], counts: Sequence[int] | None = None) -> dict[str, Recipe]:
+    """One untrained rung per number of levels, the sides picked evenly from all, the last always among them.
+
+    Args:
+        sides: All sides.
+        counts: Numbers of levels; None takes 1, 2, 4, … and all.
+
+    Raises:
+        CodaError: More levels, or fewer, than there can be.
+    """
+    if counts is None:
+        counts = [*(2**i for i in range(len(sides).bit_length()) if 2**i < len(sides)), len(sides)]
+    for count in counts:
+        if not 1 <= count <= len(sides):
+            raise CodaError(f"levels {count}: there are 1 to {len(sides)} to choose from")
+    return {str(count): Recipe(_evenly(sides, count), 0, 0) for count in sorted(set(counts))}
+
+
+def ablation(
+    vae: str | Path,
+    data: str | Path | ImageSource,
+    test_data: str | Path | ImageSource | None = None,
+    out: str | Path = "runs/ablation",
+    size: int = 256,
+    sides: Sequence[Side | int] | None = None,
+    codebook_size: int = 4096,
+    levels: Sequence[int] | None = None,
+    steps: int = 200,
+    batch_size: int = 8,
+    lora_rank: int = 32,
+    limit: int | None = None,
+    workers: int = 0,
+    extractor: str | FeatureExtractor = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+    strict: bool = False,
+) -> Report:
+    """Adapt one VAE in several ways and measure each.
+
+    Killed and called again with the same arguments, it goes on: finished rungs are kept.
+
+    Args:
+        vae: The continuous VAE, as `load_vae` takes it.
+        data: Pictures to adapt on.
+        test_data: Pictures to measure on; None measures on `data`, and the report says so.
+        out: Directory of the report; each rung's tokenizer and figures lie under `rungs/`.
+        size: Pixels each way.
+        sides: Grids of the levels; None takes `default_sides`.
+        codebook_size: K.
+        levels: Numbers of levels of the sweep; None takes 1, 2, 4, … and all. Empty leaves the sweep out.
+        steps: Training steps of the rungs that train.
+        batch_size: Pictures at once.
+        lora_rank: Of the last rung.
+        limit: Measure on at most that many pictures, drawn by `seed`.
+        workers: Processes that decode.
+        extractor: "auto", "inception", "efficientnet_lite0", or a `FeatureExtractor`.
+        seed: Of everything.
+        device: "auto", "cpu" or "cuda".
+        overwrite: Replace what `out` holds.
+        strict: A broken picture is an error; else it is left out and counted.
+
+    Returns:
+        The report: one row per rung, and `report["direct VQ"]`, … the Fréchet distances.
+
+    Raises:
+        CodaError: `out` holds something else, the size does not fit the VAE, or pictures cannot be opened.
+    """
+    require_torch_fidelity()
+    place = resolve_device(device)
+    network = load_extractor(extractor, place)
+    continuous = load_vae(vae)
+    grid, rest = divmod(size, continuous.factor)
+    if rest:
+        raise CodaError(f"size {size} is no multiple of the VAE's factor {continuous.factor}")
+    every = CodeLayout(sides or default_sides(grid, grid), codebook_size).sides
+    rungs, sweep = ladder(every, steps, lora_rank), level_sweep(every, levels)
+    settings = {
+        "vae": model_identity(continuous),
+        "data": open_picture_set(data, size).description,
+        "test_data": None if test_data is None else open_picture_set(test_data, size).description,
+        "rungs": {name: asdict(recipe) for name, recipe in rungs.items()},
+        "sweep": {name: asdict(recipe) for name, recipe in sweep.items()},
+        "codebook_size": codebook_size,
+        "batch_size": batch_size,
+        "limit": limit,
+        "extractor": network.name,
+        "seed": seed,
+    }
+    run = RunDirectory(out, "ablation benchmark", settings, overwrite)
+    if run.complete:
+        return Report.load(out)
+    measured: dict[Recipe, Report] = {}
+    recipes = list(dict.fromkeys([*rungs.values(), *sweep.values()]))
+    for number, recipe in enumerate(recipes, 1):
+        folder = run.path / "rungs" / _folder_name(recipe)
+        note(f"Rung {number} of {len(recipes)}: {_folder_name(recipe)}")
+        tokenizer = adapt(
+            vae=vae,
+            data=data,
+            out=folder / "tokenizer",
+            size=size,
+            sides=recipe.sides,
+            codebook_size=codebook_size,
+            lora_rank=recipe.lora_rank,
+            steps=recipe.steps,
+            batch_size=batch_size,
+            workers=workers,
+            seed=seed,
+            device=device,
+            strict=strict,
+        )
+        measured[recipe] = reconstruction_metrics(
+            tokenizer,
+            data if test_data is None else test_data,
+            out=folder / "figures",
+            size=size,
+            batch_size=batch_size,
+            workers=workers,
+            limit=limit,
+            continuous=continuous if number == 1 else None,  # it is the same for all
+            extractor=network,
+            seed=seed,
+            device=device,
+            strict=strict,
+        )
+    names, first = network.figure_names, measured[recipes[0]]
+    provenance = {**settings, **{key: first.provenance[key] for key in ("reference", "self_check")}}
+    provenance |= {"extractor": network.description, "rounding": ROUNDING, **describe_run(place)}
+    warnings = [] if test_data is not None else ["Measured on the very pictures that the tokenizers were adapted on."]
+    report = Report(
+        title="Ablation",
+        figures=[Figure(name, measured[recipe][names.distance], note=names.distance) for name, recipe in rungs.items()],
+        tables=[
+            _table("What each idea brings", rungs, measured, codebook_size, names, first),
+            _table("Number of levels (not trained)", sweep, measured, codebook_size, names, first),
+        ],
+        warnings=warnings + first.warnings,
+        provenance=provenance,
+        plots=[
+            _plot("ideas", "What each idea brings", "", rungs, measured, names.distance),
+            _plot("levels", "Number of levels (not trained)", "levels", sweep, measured, names.distance),
+        ],
+    )
+    run.finish(report.save)
+    return report
+
+
+def _evenly(sides: Sequence[Side], count: int) -> tuple[Side, ...]:
+    """`count` of the sides, evenly spread, the last always among them; one alone is the last."""
+    if count == 1:
+        return (sides[-1],)
+    return tuple(sides[round(i * (len(sides) - 1) / (count - 1))] for i in range(count))
+
+
+def _folder_name(recipe: Recipe) -> str:
+    return f"levels-{len(recipe.sides):02d}-steps-{recipe.steps}-lora-{recipe.lora_rank}"
+
+
+def _table(
+    title: str, rungs: Rungs, measured: Mapping[Recipe, Report], codebook_size: int, names: FigureNames, first: Report
+) -> Table:
+    """One row per rung, and the continuous VAE below, which was measured with the `first` of all rungs."""
+    shown = ("psnr", "ssim", names.distance, names.kid)
+    rows: list[list[Cell]] = []
+    for name, recipe in rungs.items():
+        layout = CodeLayout(recipe.sides, codebook_size)
+        bits = round(layout.num_tokens * math.log2(codebook_size))
+        figures = [measured[recipe][figure] for figure in (*shown, "usage")]
+        rows.append([name, layout.num_levels, bits, recipe.steps, recipe.lora_rank, *figures])
+    own = [first[f"continuous_{figure}"] for figure in shown]
+    rows.append(["the VAE itself", None, None, None, None, *own, None])
+    columns = ("rung", "levels", "bits", "steps", "LoRA rank", "PSNR dB", "SSIM", names.distance, names.kid, "usage %")
+    return Table(title, columns, rows)
+
+
+def _plot(name: str, title: str, x_label: str, rungs: Rungs, measured: Mapping[Recipe, Report], distance: str) -> Plot:
+    values = [measured[recipe][distance] for recipe in rungs.values()]
+    return Plot(name, title, x_label, distance, list(rungs), values, "bars" if name == "ideas" else "line")

@@ -1,0 +1,76 @@
+"""The quantizer as it is usually written: all tokens × all codes at once. What `speed` compares with.
+
+The same mathematics as `coda.tokenizer.ResidualQuantizer`, on the same parameters, with PyTorch's own autograd: logits,
+softmax and one-hot are tensors of N × K, several of them per level, and kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from coda.tokenizer.quantizer import QuantizerOutput, ResidualQuantizer
+from coda.tokenizer.residual import enlarge, reduce
+
+_EPSILON = 1e-5
+
+
+def dense_forward(quantizer: ResidualQuantizer, latents: torch.Tensor) -> QuantizerOutput:
+    """What `quantizer(latents)` gives, computed densely. Latents are (B, C, h, w), normalised."""
+    config = quantizer.config
+    residual, quantized = latents, torch.zeros_like(latents)
+    codes, losses, sample_entropies, batch_entropies = [], [], [], []
+    for side in quantizer.layout.sides:
+        level = reduce(residual, side)
+        target = level.movedim(1, -1)  # (B, h_l, w_l, C)
+        values = quantizer.values()
+        logits = quantizer.queries(level) @ quantizer.keys().T  # (N, K)
+        soft = logits.softmax(dim=1)
+        code = soft.argmax(dim=1)
+        one_hot = F.one_hot(code, len(values)).to(soft.dtype)
+        found = ((one_hot - soft.detach() + soft) @ values).view_as(target)
+        hard = (one_hot @ values).view_as(target)
+        losses.append(
+            F.mse_loss(found, target)
+            + F.mse_loss(hard.detach(), target)
+            + config.beta * F.mse_loss(hard, target.detach())
+        )
+        tempered = logits / config.entropy_temperature
+        probabilities, log_probabilities = tempered.softmax(dim=1), tempered.log_softmax(dim=1)
+        sample_entropies.append(-(probabilities * log_probabilities).sum(dim=1).mean())
+        mean = probabilities.mean(dim=0)
+        batch_entropies.append(-(mean * (mean + _EPSILON).log()).sum())
+        raised = enlarge(found.movedim(-1, 1), quantizer.layout.grid)
+        residual, quantized = residual - raised, quantized + raised
+        codes.append(code.view(len(latents), -1))
+    sample, batch = torch.stack(sample_entropies), torch.stack(batch_entropies)
+    entropy = config.sample_entropy_weight * sample - config.batch_entropy_weight * batch
+    return QuantizerOutput(
+        quantized=quantized,
+        codes=torch.cat(codes, dim=1),
+        quantization_loss=torch.stack(losses).mean(),
+        entropy_loss=entropy.mean(),
+        quantization_losses=torch.stack(losses).detach(),
+        sample_entropies=sample.detach(),
+        batch_entropies=batch.detach(),
+    )
+
+
+@torch.no_grad()
+def dense_encode(quantizer: ResidualQuantizer, latents: torch.Tensor) -> torch.Tensor:
+    """What `quantizer.encode(latents)` gives, (B, T) int64, with all logits of a level at once."""
+    residual, codes = latents, []
+    for side in quantizer.layout.sides:
+        level = reduce(residual, side)
+        code = (quantizer.queries(level) @ quantizer.keys().T).argmax(dim=1)
+        values = F.embedding(code, quantizer.values()).view(len(latents), *side, -1).movedim(-1, 1)
+        residual = residual - enlarge(values, quantizer.layout.grid)
+        codes.append(code.view(len(latents), -1))
+    return torch.cat(codes, dim=1)
+
+
+def dense_bytes(quantizer: ResidualQuantizer, batch_size: int) -> int:
+    """A low estimate of what the dense forward and backward hold: six N × K tensors over all levels."""
+    layout = quantizer.layout
+    itemsize = quantizer.codebook.weight.element_size()
+    return 6 * batch_size * layout.num_tokens * layout.codebook_size * itemsize

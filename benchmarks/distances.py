@@ -1,0 +1,128 @@
+"""Distances between two sets of pictures, over an extractor's features. The statistics are torch-fidelity's.
+
+Everywhere the first set is what was generated, the second the reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from .extractors import Features
+
+_KID_SUBSETS, _KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's own choice
+_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, k = 3
+_SCORE_SPLITS = 10
+_ALL_AT_ONCE = 10_000  # rows of a distance matrix that may be held whole
+
+
+@dataclass
+class FeatureSet:
+    """Features of N pictures, gathered batch by batch."""
+
+    batches: list[Features] = field(default_factory=list)
+
+    def append(self, features: Features) -> None:
+        """Add the features of one batch."""
+        self.batches.append(features)
+
+    def __len__(self) -> int:
+        return sum(len(batch.pooled) for batch in self.batches)
+
+    @property
+    def pooled(self) -> torch.Tensor:
+        """(N, D) float32."""
+        return torch.cat([batch.pooled for batch in self.batches])
+
+    @property
+    def logits(self) -> torch.Tensor | None:
+        """(N, classes) float32, or None where the extractor has no classifier."""
+        parts = [batch.logits for batch in self.batches if batch.logits is not None]
+        return torch.cat(parts) if parts else None
+
+    @property
+    def spatial(self) -> torch.Tensor | None:
+        """(N, S) float32, or None where the extractor has none."""
+        parts = [batch.spatial for batch in self.batches if batch.spatial is not None]
+        return torch.cat(parts) if parts else None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean (D,) and covariance (D, D) of features, float64."""
+
+    mu: np.ndarray
+    sigma: np.ndarray
+
+    @classmethod
+    def of(cls, features: torch.Tensor) -> Statistics:
+        """Statistics of features (N, D), N ≥ 2."""
+        from torch_fidelity.metric_fid import fid_features_to_statistics
+
+        found = fid_features_to_statistics(features.double())
+        return cls(found["mu"], np.atleast_2d(found["sigma"]))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure that was estimated several times: over subsets or splits.
+
+    Attributes:
+        mean: The figure.
+        spread: Standard deviation over the repetitions; None where there was only one.
+        how: How many repetitions of what size.
+    """
+
+    mean: float
+    spread: float | None
+    how: str
+
+
+def frechet_distance(generated: Statistics, reference: Statistics) -> float:
+    """Fréchet distance between the normal distributions with these statistics (Heusel et al. 2017, Eq. 6)."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    pair = [{"mu": s.mu.astype(np.float64), "sigma": s.sigma.astype(np.float64)} for s in (generated, reference)]
+    return fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID]
+
+
+def kernel_distance(generated: torch.Tensor, reference: torch.Tensor, seed: int) -> Estimate:
+    """Kernel distance (KID, Bińkowski et al. 2018): unbiased MMD², cubic kernel, mean over random subsets.
+
+    A subset is 1,000 pictures, or the smaller set whole: then both sets are seen once and there is no spread.
+    """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+    size = min(_KID_SUBSET_SIZE, len(generated), len(reference))
+    subsets = 1 if size == max(len(generated), len(reference)) else _KID_SUBSETS
+    options = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": seed % 2**32, "verbose": False}
+    found = kid_features_to_metric(generated.double(), reference.double(), **options)
+    spread = found[KEY_METRIC_KID_STD] if subsets > 1 else None
+    return Estimate(found[KEY_METRIC_KID_MEAN], spread, f"{subsets} subset{'s' * (subsets > 1)} of {size}")
+
+
+def precision_recall(generated: torch.Tensor, reference: torch.Tensor) -> tuple[float, float] | None:
+    """Share of generated pictures near a reference picture, and the reverse; None where a set is too small for k = 3.
+
+    Improved precision and recall (Kynkäänniemi et al. 2019), radius of a picture: its third nearest neighbour.
+    """
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+    if min(len(generated), len(reference)) <= _NEIGHBOURS:
+        return None
+    in_parts = max(len(generated), len(reference)) > _ALL_AT_ONCE
+    options = {"prc_neighborhood": _NEIGHBOURS, "save_cpu_ram": in_parts, "verbose": False}
+    found = prc_features_to_metric(generated, reference, **options)
+    return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
+
+
+def classifier_score(logits: torch.Tensor, seed: int) -> Estimate:
+    """Inception score (Salimans et al. 2016) of logits (N, classes), mean over ten splits (fewer if N is small)."""
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
+    splits = max(1, min(_SCORE_SPLITS, len(logits) // 2))
+    found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed % 2**32)
+    spread = found[KEY_METRIC_ISC_STD] if splits > 1 else None
+    return Estimate(found[KEY_METRIC_ISC_MEAN], spread, f"{splits} split{'s' * (splits > 1)} of {len(logits)}")

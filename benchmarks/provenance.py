@@ -1,0 +1,108 @@
+"""Where a figure comes from: versions, hardware, date, command. A figure without them cannot be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("coda", "torch", "torchvision", "diffusers", "peft", "torch-fidelity", "numpy", "pillow")
+
+
+def describe_run(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware, date (UTC) and command of this process, as JSON."""
+    return {
+        "versions": versions(),
+        "hardware": hardware(device),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a figure; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine that ran, and the device on it."""
+    found: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "system": platform.system(),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def command() -> str:
+    """The command line, with the program by its name alone."""
+    program, *arguments = sys.argv or ["python"]
+    return shlex.join([Path(program).name or "python", *arguments])
+
+
+def model_identity(model: object) -> str:
+    """What tells this model from others: its fingerprint, or a hash of its tensors.
+
+    A bare callable has neither: it is named by the moment, so that it is never taken for another one, nor for itself.
+    """
+    name = type(model).__name__
+    fingerprint = getattr(model, "fingerprint", None)
+    if isinstance(fingerprint, str):
+        return f"{name} {fingerprint}"
+    if isinstance(model, torch.nn.Module):
+        digest = hashlib.sha256()
+        for key, tensor in sorted(model.state_dict().items()):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return f"{name} {digest.hexdigest()}"
+    return f"{name} without a fingerprint, {datetime.now(timezone.utc).isoformat()}"
+
+
+def class_balance(labels: Sequence[int]) -> str:
+    """How many pictures of which classes: "uniform: 50 each of 1000 classes"; labels of -1 are unknown."""
+    counts: dict[int, int] = {}
+    for label in labels:
+        counts[int(label)] = counts.get(int(label), 0) + 1
+    unknown = counts.pop(-1, 0)
+    if not counts:
+        return "unknown: no labels"
+    least, most = min(counts.values()), max(counts.values())
+    spread = f"uniform: {most} each" if least == most else f"uneven: {least} to {most} each"
+    return f"{spread} of {len(counts)} classes" + (f", {unknown} without a label" if unknown else "")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None

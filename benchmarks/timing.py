@@ -1,0 +1,115 @@
+"""Time and memory of one piece of work."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The cost of one piece of work.
+
+    Attributes:
+        seconds: The fastest of the repetitions.
+        slowest: The slowest of them.
+        peak_mib: Most memory held above what was held before; None where the system does not tell.
+    """
+
+    seconds: float
+    slowest: float
+    peak_mib: float | None
+
+
+def measure(work: Callable[[], object], device: torch.device, repeats: int) -> Measured:
+    """Run `work` once for its memory (and to warm up), then `repeats` times for its time."""
+    return measure_side_by_side([work], device, repeats)[0]
+
+
+def measure_side_by_side(works: list[Callable[[], object]], device: torch.device, repeats: int) -> list[Measured]:
+    """Measure several works in turns, so that whatever else the machine does falls on all of them."""
+    assert repeats >= 1
+    peaks = [_peak_mib(work, device) for work in works]
+    seconds: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats):
+        for work, taken in zip(works, seconds, strict=True):
+            taken.append(_seconds(work, device))
+    return [Measured(min(s), max(s), peak) for s, peak in zip(seconds, peaks, strict=True)]
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that a new allocation could have; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _peak_mib(work: Callable[[], object], device: torch.device) -> float | None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        _wait(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / _MIB
+    _return_freed_memory()
+    resettable = _reset_resident_peak()
+    before_kib = _status_kib("VmRSS")
+    work()
+    peak_kib = _status_kib("VmHWM")
+    if not resettable or before_kib is None or peak_kib is None:
+        return None
+    return max(0, peak_kib - before_kib) / 1024
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _return_freed_memory() -> None:
+    """Let the C library give back what is free, so that it does not hide an increase."""
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):
+            return
+
+
+def _reset_resident_peak() -> bool:
+    """Start the kernel's peak of resident memory (VmHWM) anew; False where it cannot be."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status_kib(key: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)

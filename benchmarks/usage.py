@@ -1,0 +1,63 @@
+"""How much of the codebook a tokenizer uses, level by level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from coda.tokenizer.layout import CodeLayout
+
+
+@dataclass(frozen=True)
+class LevelUsage:
+    """What was seen of the codebook at one level.
+
+    Attributes:
+        level: The level, counted from 0; None stands for all levels together.
+        codes_seen: How many different codes occurred.
+        usage: `codes_seen` as a share of the codebook, per cent.
+        attainable: The most that `usage` could be, per cent: N tokens show at most N different codes.
+        perplexity: exp of the entropy of the codes' frequencies; K where all codes are equally frequent.
+        tokens: How many codes were counted.
+    """
+
+    level: int | None
+    codes_seen: int
+    usage: float
+    attainable: float
+    perplexity: float
+    tokens: int
+
+
+class CodeUsage:
+    """Counts codes over a data set.
+
+    Args:
+        layout: Layout of the codes that `update` will see.
+    """
+
+    def __init__(self, layout: CodeLayout) -> None:
+        self.layout = layout
+        self.counts = torch.zeros(layout.num_levels, layout.codebook_size, dtype=torch.int64)
+
+    def update(self, codes: torch.Tensor) -> None:
+        """Count codes (B, T)."""
+        for count, level in zip(self.counts, self.layout.split(codes.cpu()), strict=True):
+            count += torch.bincount(level.flatten(), minlength=self.layout.codebook_size)
+
+    def per_level(self) -> list[LevelUsage]:
+        """One figure per level."""
+        return [_usage(level, counts) for level, counts in enumerate(self.counts)]
+
+    def overall(self) -> LevelUsage:
+        """All levels together: they share one codebook."""
+        return _usage(None, self.counts.sum(0))
+
+
+def _usage(level: int | None, counts: torch.Tensor) -> LevelUsage:
+    tokens, size = int(counts.sum()), len(counts)
+    seen = int((counts > 0).sum())
+    frequencies = counts[counts > 0].double() / max(tokens, 1)
+    perplexity = float(torch.exp(-(frequencies * frequencies.log()).sum())) if tokens else 0.0
+    return LevelUsage(level, seen, 100 * seen / size, 100 * min(1.0, tokens / size), perplexity, tokens)

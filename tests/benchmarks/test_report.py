@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from coda.benchmarks.plots import Plot
+from coda.benchmarks.provenance import class_balance, command, describe_run, model_identity
+from coda.benchmarks.report import Figure, Report, Table
+from coda.tokenizer.errors import CodaError
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report(
+        title="Reconstruction",
+        figures=[Figure("psnr", 21.5, "dB", 1.25, "mean over pictures"), Figure("recall", None, note="too few")],
+        tables=[Table("Usage", ("level", "usage %"), [(0, 12.5), ("all", 100.0)])],
+        provenance={"seed": 0, "versions": {"torch": "2.13"}, "sides": [1, 2]},
+        warnings=["biased: N = 4"],
+        plots=[Plot("usage", "Usage", "level", "%", ["0", "1"], [12.5, None])],
+    )
+
+
+def test_json_round_trip(report: Report, tmp_path: Path) -> None:
+    report.save(tmp_path)
+    loaded = Report.load(tmp_path)
+    assert loaded.to_json() == json.loads(json.dumps(report.to_json()))
+    assert loaded["psnr"] == 21.5
+    assert loaded["recall"] is None
+
+
+def test_markdown_says_it_all(report: Report) -> None:
+    page = report.to_markdown()
+    assert "| psnr | 21.5 ± 1.25 dB | mean over pictures |" in page
+    assert "| recall | – | too few |" in page
+    assert "| all | 100 |" in page
+    assert "biased: N = 4" in page
+    assert "| versions | torch: 2.13 |" in page
+
+
+def test_numbers_that_are_not_finite_are_valid_json(tmp_path: Path) -> None:
+    Report("R", [Figure("fid", float("nan"))], {"x": [float("inf")]}).save(tmp_path)
+    found = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert found["figures"][0]["value"] is None
+    assert found["provenance"]["x"] == [None]
+
+
+def test_plots_are_pictures(report: Report, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    image = pytest.importorskip("PIL.Image")
+    report.save(tmp_path)
+    assert image.open(tmp_path / "usage.png").size == (900, 525)
+    assert "(usage.png)" in (tmp_path / "report.md").read_text()
+
+
+def test_an_unknown_figure_names_those_there_are(report: Report) -> None:
+    with pytest.raises(KeyError, match="psnr, recall"):
+        report["fid"]
+
+
+def test_a_damaged_or_absent_report_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(CodaError, match="holds no report"):
+        Report.load(tmp_path)
+    (tmp_path / "report.json").write_text('{"title": "R"')
+    with pytest.raises(CodaError, match="damaged"):
+        Report.load(tmp_path)
+
+
+def test_provenance_names_machine_and_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/coda", "benchmark", "rfid", "--data", "my photos"])
+    found = describe_run(torch.device("cpu"))
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["hardware"]["device"] == "cpu"
+    assert found["hardware"]["threads"] == torch.get_num_threads()
+    assert found["date"].endswith("+00:00")
+    assert command() == "coda benchmark rfid --data 'my photos'"
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([3, 3, 7, 7], "uniform: 2 each of 2 classes"),
+        ([3, 7, 7], "uneven: 1 to 2 each of 2 classes"),
+        ([-1, -1], "unknown: no labels"),
+        ([5, -1], "uniform: 1 each of 1 classes, 1 without a label"),
+    ],
+)
+def test_class_balance(labels: list[int], expected: str) -> None:
+    assert class_balance(labels) == expected
+
+
+def test_a_model_is_known_by_its_tensors() -> None:
+    model = torch.nn.Linear(3, 2)
+    before = model_identity(model)
+    assert model_identity(model) == before
+    with torch.no_grad():
+        model.weight[0, 0] += 1
+    assert model_identity(model) != before
+
+
+def test_a_bare_callable_is_never_taken_for_another() -> None:
+    assert model_identity(lambda x: x) != model_identity(lambda x: x)

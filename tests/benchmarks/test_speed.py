@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from coda.benchmarks.dense import dense_encode, dense_forward
+from coda.benchmarks.report import Report
+from coda.benchmarks.speed import QuantizerShape, speed
+from coda.benchmarks.timing import measure
+from coda.tokenizer import CodaError, ResidualQuantizer
+
+SMALL = QuantizerShape("tiny", latent_channels=4, codebook_size=32, sides=(1, 2, 4), attention_dim=8, batch_size=2)
+
+
+@pytest.fixture
+def quantizer() -> ResidualQuantizer:
+    return ResidualQuantizer(6, 40, [1, 2, (4, 3)], attention_dim=12, norm="rms_norm").double()
+
+
+def test_the_dense_quantizer_computes_the_same(quantizer: ResidualQuantizer) -> None:
+    """Else the ratios would compare different things."""
+    latents = torch.randn(2, 6, 4, 3, dtype=torch.float64)
+    results = []
+    for forward in (quantizer, lambda inputs: dense_forward(quantizer, inputs)):
+        quantizer.zero_grad()
+        inputs = latents.clone().requires_grad_()
+        found = forward(inputs)
+        (found.quantization_loss + 0.05 * found.entropy_loss + found.quantized.square().mean()).backward()
+        assert inputs.grad is not None
+        gradients = {name: p.grad for name, p in quantizer.named_parameters()}
+        results.append((found, inputs.grad, gradients))
+    (ours, our_grad, our_grads), (dense, dense_grad, dense_grads) = results
+    assert torch.equal(ours.codes, dense.codes)
+    torch.testing.assert_close(ours.quantized, dense.quantized)
+    torch.testing.assert_close(ours.quantization_loss, dense.quantization_loss)
+    torch.testing.assert_close(ours.entropy_loss, dense.entropy_loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(our_grad, dense_grad, rtol=1e-4, atol=1e-7)
+    for name, gradient in our_grads.items():
+        torch.testing.assert_close(gradient, dense_grads[name], rtol=1e-4, atol=1e-7, msg=name)
+    assert torch.equal(quantizer.encode(latents), dense_encode(quantizer, latents))
+
+
+def test_report_of_quantizer_tokenizer_and_sampler(tmp_path: Path) -> None:
+    class Halves:
+        size = (8, 8)
+
+        def encode(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean(1).flatten(1).gt(0).long()
+
+        def decode(self, codes: torch.Tensor) -> torch.Tensor:
+            return codes.float().mul(2).sub(1).view(-1, 1, 8, 8).expand(-1, 3, -1, -1)
+
+    asked = []
+
+    def sample(labels: list[int], seeds: list[int]) -> torch.Tensor:
+        asked.append((list(labels), list(seeds)))
+        return torch.zeros(len(labels), 3, 8, 8)
+
+    report = speed(Halves(), sample, tmp_path / "speed", shapes=[SMALL], batch_size=3, repeats=2, device="cpu")
+    for name in ("forward", "forward and backward", "encode"):
+        ratio = report[f"tiny: quantizer {name}, times faster than dense"]
+        assert ratio is not None and ratio > 0
+    for name in ("encode rate", "decode rate", "sampling rate"):
+        assert (report[name] or 0) > 0
+    assert set(map(str, asked)) == {"([0, 0, 0], [0, 1, 2])"}
+    assert report.provenance["hardware"]["device"] == "cpu"
+    assert Report.load(tmp_path / "speed").to_json() == report.to_json()
+
+
+def test_dense_is_left_out_where_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coda.benchmarks.speed.available_bytes", lambda device: 1000)
+    report = speed(out=tmp_path / "speed", shapes=[SMALL], repeats=1, device="cpu")
+    assert report["tiny: quantizer forward, times faster than dense"] is None
+    assert "would not fit" in report.figures[0].note
+
+
+def test_wrong_requests(tmp_path: Path) -> None:
+    with pytest.raises(CodaError, match="repeats"):
+        speed(out=tmp_path / "a", shapes=[], repeats=0)
+    with pytest.raises(CodaError, match="device 'tpu'"):
+        speed(out=tmp_path / "b", shapes=[], device="tpu")
+    with pytest.raises(CodaError, match="give size"):
+        speed(tokenizer=object(), out=tmp_path / "c", shapes=[])
+
+
+def test_memory_of_a_known_allocation() -> None:
+    found = measure(lambda: torch.ones(64 * 2**18), torch.device("cpu"), repeats=1)
+    if found.peak_mib is None:
+        pytest.skip("this system does not tell a process its peak of memory")
+    assert 60 < found.peak_mib < 200

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from coda.benchmarks.usage import CodeUsage
+from coda.tokenizer import CodeLayout
+
+
+def test_usage_and_perplexity_of_known_codes() -> None:
+    usage = CodeUsage(CodeLayout([1, 2], 8))
+    usage.update(torch.tensor([[0, 1, 2, 3, 4], [0, 1, 1, 1, 1]]))
+    first, second = usage.per_level()
+    assert (first.codes_seen, first.tokens, first.usage, first.perplexity) == (1, 2, 12.5, pytest.approx(1))
+    assert (second.codes_seen, second.tokens, second.usage) == (4, 8, 50)
+    frequencies = torch.tensor([5, 1, 1, 1]).double() / 8
+    assert second.perplexity == pytest.approx(float(torch.exp(-(frequencies * frequencies.log()).sum())))
+    assert usage.overall().codes_seen == 5
+    assert usage.overall().tokens == 10
+
+
+def test_batches_add_up() -> None:
+    layout = CodeLayout([1, (2, 3), 4], 32)
+    codes = torch.randint(32, (12, layout.num_tokens))
+    whole, parts = CodeUsage(layout), CodeUsage(layout)
+    whole.update(codes)
+    for part in codes.split(5):
+        parts.update(part)
+    assert whole.per_level() == parts.per_level()
+
+
+def test_all_codes_equally_often_has_perplexity_k() -> None:
+    usage = CodeUsage(CodeLayout([4], 16))
+    usage.update(torch.arange(16).repeat(3, 1))
+    (level,) = usage.per_level()
+    assert (level.usage, level.attainable) == (100, 100)
+    assert level.perplexity == pytest.approx(16)
+
+
+def test_few_tokens_cannot_show_many_codes() -> None:
+    usage = CodeUsage(CodeLayout([1, 4], 64))
+    usage.update(torch.randint(64, (4, 17)))
+    assert usage.per_level()[0].attainable == 100 * 4 / 64
+
+
+def test_nothing_counted_yet() -> None:
+    (level,) = CodeUsage(CodeLayout([2], 4)).per_level()
+    assert (level.usage, level.perplexity, level.tokens) == (0, 0, 0)
