@@ -1,0 +1,243 @@
+"""`coda benchmark rfid`, `gfid`, `ablation`, `speed`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from ..arguments import Count, Device, Natural, Precision, Seed, Unsplit, UsageError, Weight
+
+if TYPE_CHECKING:
+    from coda.benchmarks.report import Report
+
+Extractor = Literal["auto", "inception", "efficientnet_lite0"]
+Shape = Literal["small", "kl16", "flux"]
+
+
+def rfid(
+    *,
+    data: str,
+    tokenizer: str = "runs/tokenizer",
+    vae: str | None = None,
+    out: Path = Path("runs/rfid"),
+    size: Count | None = None,
+    limit: Count | None = None,
+    extractor: Extractor = "auto",
+    batch_size: Count = 32,
+    workers: Natural = 0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: bool = False,
+    strict: bool = False,
+) -> str:
+    """How well a tokenizer gives photographs back.
+
+    PSNR, SSIM, Fréchet distance, KID, and how much of the codebook each level uses. Inception gives the published
+    metric where its weights are; efficientnet_lite0 needs no download and gives fd_efficientnet_lite0.
+
+    Args:
+        data: Photographs: ImageFolder, folder, WebDataset tars or parquet; DIR[650:] takes a part.
+        tokenizer: Tokenizer directory or hub id.
+        vae: A continuous VAE, whose own reconstructions are measured beside the tokenizer's.
+        out: Directory of the report.
+        size: Pixels each way, centre crop; the tokenizer's own if not given.
+        limit: Measure at most that many pictures, drawn by --seed.
+        extractor: What compares the pictures; auto is inception where its weights are.
+        batch_size: Pictures at a time.
+        workers: Processes that decode.
+        seed: Of the drawing and of KID's subsets.
+        device: auto, cpu, cuda, cuda:1.
+        overwrite: Replace what --out holds.
+        strict: Stop at a broken picture instead of leaving it out.
+
+    Examples:
+        coda benchmark rfid --data photographs --limit 5000
+    """
+    from coda.benchmarks import reconstruction_metrics
+    from coda.tokenizer import load_vae
+
+    report = reconstruction_metrics(
+        tokenizer=tokenizer,
+        data=data,
+        out=out,
+        size=size,
+        batch_size=batch_size,
+        workers=workers,
+        limit=limit,
+        continuous=None if vae is None else load_vae(vae),
+        extractor=extractor,
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+        strict=strict,
+    )
+    return _ending(report, out)
+
+
+def gfid(
+    *,
+    reference: str,
+    samples: str | None = None,
+    model: str = "bundled",
+    tokenizer: str | None = None,
+    class_: Annotated[tuple[str, ...], Unsplit] = (),
+    num_images: Count | None = None,
+    balance: Literal["uniform", "drawn"] = "uniform",
+    steps: tuple[Count, ...] | None = None,
+    guidance: Weight | None = None,
+    out: Path = Path("runs/gfid"),
+    size: Count | None = None,
+    extractor: Extractor = "auto",
+    export_npz: bool = False,
+    batch_size: Count = 32,
+    workers: Natural = 0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Precision = "auto",
+    overwrite: bool = False,
+    strict: bool = False,
+) -> str:
+    """How good sampled pictures are.
+
+    Fréchet distance, KID, precision, recall and Inception score of a model's pictures (--model) or of pictures that
+    are there already (--samples), against a reference set. An interrupted run goes on with the same command.
+
+    Args:
+        reference: Photographs (as --data elsewhere), or an .npz such as ADM's.
+        samples: Folder or .npz of pictures to measure; without it the model makes them.
+        model: Generator directory, pipeline directory or hub id, or the word bundled.
+        tokenizer: Directory or hub id of the tokenizer that belongs to a generator; runs/tokenizer if not given.
+        class_: Classes to sample, as in coda sample; those of the reference if not given.
+        num_images: How many samples; all there are, or 50,000 from a model, if not given.
+        balance: Classes in turns (uniform), or each at random (drawn).
+        steps: One number, shared out over the levels, or one per level; the model's if not given.
+        guidance: Classifier-free guidance, 1 is none; the model's if not given.
+        out: Directory of the report.
+        size: Pixels each way of the reference's centre crop; the samples' size if not given.
+        extractor: What compares the pictures; auto is inception where its weights are.
+        export_npz: Also write samples.npz for ADM's evaluator.
+        batch_size: Pictures at a time.
+        workers: Processes that decode.
+        seed: Picture i has seed + i.
+        device: auto, cpu, cuda, cuda:1.
+        dtype: Precision of the sampling; auto is bfloat16 on CUDA and float32 elsewhere.
+        overwrite: Replace what --out holds.
+        strict: Stop at a broken picture instead of leaving it out.
+
+    Examples:
+        coda benchmark gfid --model runs/generator --reference photographs --num-images 5000
+        coda benchmark gfid --samples runs/samples --reference VIRTUAL_imagenet256_labeled.npz
+    """
+    from coda.benchmarks import generation_metrics
+
+    from .model import find_classes, open_pipeline, sampler_of, settings_of
+
+    sampling = None
+    source: object = samples
+    classes = None
+    if samples is None:
+        pipeline = open_pipeline(model, tokenizer, device, dtype)
+        source = sampler_of(pipeline, steps, guidance)
+        sampling = settings_of(pipeline, model, steps, guidance)
+        classes = find_classes(class_, pipeline.classes) or None
+    elif unused := [
+        flag
+        for flag, given in (
+            ("--model", model != "bundled"),
+            ("--tokenizer", tokenizer is not None),
+            ("--class", bool(class_)),
+            ("--steps", steps is not None),
+            ("--guidance", guidance is not None),
+        )
+        if given
+    ]:
+        raise UsageError(f"{unused[0]} has no use beside --samples, whose pictures are made already")
+    report = generation_metrics(
+        samples=source,
+        reference=reference,
+        out=out,
+        num_images=num_images,
+        classes=classes,
+        balance=balance,
+        size=size,
+        batch_size=batch_size,
+        workers=workers,
+        extractor=extractor,
+        sampling=sampling,
+        export_npz=export_npz,
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+        strict=strict,
+    )
+    return _ending(report, out)
+
+
+def speed(
+    *,
+    tokenizer: str | None = None,
+    model: str | None = None,
+    shapes: tuple[Shape, ...] = ("small", "kl16", "flux"),
+    steps: tuple[Count, ...] | None = None,
+    guidance: Weight | None = None,
+    out: Path = Path("runs/speed"),
+    size: Count | None = None,
+    batch_size: Count = 4,
+    repeats: Count = 3,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Precision = "auto",
+    overwrite: bool = False,
+) -> str:
+    """Seconds and memory: the quantizer against a dense one, a tokenizer, a sampler.
+
+    Args:
+        tokenizer: Tokenizer to time; with --model, the one that belongs to a generator.
+        model: Generator directory, pipeline directory or hub id, or the word bundled, to time sampling.
+        shapes: Quantizers to compare with a dense one.
+        steps: Steps of sampling, as in coda sample; the model's if not given.
+        guidance: Guidance of sampling; the model's if not given.
+        out: Directory of the report.
+        size: Pixels each way for the tokenizer; its own if not given.
+        batch_size: Pictures at a time.
+        repeats: Repetitions; the fastest counts.
+        seed: Of the random latents, images and samples.
+        device: auto, cpu, cuda, cuda:1.
+        dtype: Precision of the sampling; auto is bfloat16 on CUDA and float32 elsewhere.
+        overwrite: Replace what --out holds.
+
+    Examples:
+        coda benchmark speed --shapes small
+    """
+    from coda.benchmarks import speed as run
+    from coda.benchmarks.speed import QUANTIZER_SHAPES
+    from coda.tokenizer import CodaTokenizer
+
+    from .model import open_pipeline, sampler_of
+
+    if model is None and (steps is not None or guidance is not None):
+        raise UsageError("--steps and --guidance are about sampling: give --model too")
+    timed, sampler = None, None
+    if model is not None:
+        pipeline = open_pipeline(model, tokenizer, device, dtype)
+        timed, sampler = pipeline.tokenizer, sampler_of(pipeline, steps, guidance)
+    elif tokenizer is not None:
+        timed = CodaTokenizer.from_pretrained(tokenizer)
+    report = run(
+        tokenizer=timed,
+        samples=sampler,
+        out=out,
+        shapes=[shape for shape in QUANTIZER_SHAPES if shape.name in shapes],
+        size=size,
+        batch_size=batch_size,
+        repeats=repeats,
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+    )
+    return _ending(report, out)
+
+
+def _ending(report: Report, out: Path) -> str:
+    """The report, and as the last line what was made and where."""
+    return f"{report.to_markdown()}\nMade the report in {out}: report.md and report.json"
