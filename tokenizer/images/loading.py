@@ -1,0 +1,304 @@
+"""Batches of images, the same whatever number of processes loads them.
+
+What a batch holds is decided before it is loaded: a list of (item, draw), where `draw` seeds the item's crop and
+mirroring. Loading processes only carry out such lists, so nothing depends on which of them does, or when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from ..determinism import epoch_order, step_generator
+from ..errors import CodaError
+from .decoding import decode_image
+from .ranges import to_unit
+from .source import BrokenImage, ImageSource
+
+# A training draws another image for a broken one, but does not go on for ever in a source that holds no image at all.
+_MOST_REPLACEMENTS = 32
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One item left out."""
+
+    key: str
+    reason: str
+    index: int
+
+
+@dataclass
+class ImageBatch:
+    """Images that belong together in one step.
+
+    Attributes:
+        images: (B, 3, H, W) float32 in [-1, 1].
+        labels: (B,) int64; -1 where there is none.
+        keys: B names of items.
+        indices: (B,) int64, places in the source.
+        skipped: Items that were to be in the batch and could not be read.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    keys: list[str]
+    indices: torch.Tensor
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+Request = Sequence[tuple[int, int]]  # (item, draw) each
+
+
+class ImageDataset(Dataset):
+    """A source as a torch data set.
+
+    Args:
+        source: Where the images come from.
+        size: Pixels, one number or (height, width); None keeps pictures as they are.
+        crop: "center" or "random", see `decode_image`.
+        flip: Mirror with probability one half.
+        seed: Of "random" and `flip`; the same item gets the same crop each time it is asked for.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        size: int | tuple[int, int] | None,
+        crop: str = "center",
+        flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.source, self.size, self.crop, self.flip, self.seed = source, size, crop, flip, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        """Image (3, H, W) in [-1, 1] and label of item `i`; raises BrokenImage where it cannot be read."""
+        return to_unit(self.pixels(i, i)), self.source.label(i)
+
+    def pixels(self, i: int, draw: int) -> torch.Tensor:
+        """(3, H, W) uint8 of item `i`, its randomness being that of (seed, draw)."""
+        random = self.crop == "random" or self.flip
+        generator = step_generator(self.seed, draw, "crop and mirror") if random else None
+        return decode_image(self.source.read(i), self.size, self.crop, self.flip, generator)
+
+
+def read_batches(
+    dataset: ImageDataset, requests: Iterable[Request], workers: int = 0, strict: bool = False, replace: bool = False
+) -> Iterator[ImageBatch]:
+    """Load one batch per request, in order; a batch may come out smaller than its request, even empty.
+
+    Args:
+        dataset: What to load.
+        requests: (item, draw) of each image of each batch.
+        workers: Processes that load; 0 loads in this one.
+        strict: Stop at the first item that cannot be read.
+        replace: Put another item, drawn at random, in the place of one that cannot be read.
+
+    Raises:
+        CodaError: `strict` and an item cannot be read; or no replacement can be.
+        OSError: The storage failed.
+    """
+    loader = _Loader(dataset, replace)
+    for loaded in _results(loader, requests, workers):
+        if isinstance(loaded, Exception):
+            raise loaded
+        if strict and loaded.skipped:
+            first = loaded.skipped[0]
+            raise CodaError(f"{first.key} in {dataset.source.location} {first.reason}")
+        loaded.images = to_unit(loaded.images)
+        yield loaded
+
+
+def image_batches(
+    source: ImageSource,
+    size: int | tuple[int, int] | None,
+    batch_size: int,
+    indices: Iterable[int] | None = None,
+    crop: str = "center",
+    workers: int = 0,
+    strict: bool = False,
+    seed: int = 0,
+) -> Iterator[ImageBatch]:
+    """Go through a source once.
+
+    Items that cannot be read are missing from their batch and named in its `skipped`; no batch is empty (what a whole
+    batch skipped is named in a neighbour).
+
+    Args:
+        source: Where the images come from.
+        size: Pixels, one number or (height, width); None keeps pictures as they are, which must be of one size.
+        batch_size: Items per batch; the last may be smaller.
+        indices: Which items, in which order; all in order if None.
+        crop: "center" or "random".
+        workers: Processes that load; changes nothing but the speed.
+        strict: Stop at the first item that cannot be read.
+        seed: Of the random crops.
+
+    Raises:
+        CodaError: No item at all can be read, or `strict` and one cannot.
+    """
+    order = range(len(source)) if indices is None else [int(i) for i in indices]
+    requests = [[(i, i) for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
+    held: ImageBatch | None = None
+    lost: list[Skipped] = []
+    for batch in read_batches(ImageDataset(source, size, crop, seed=seed), requests, workers, strict):
+        if len(batch) == 0:
+            (lost if held is None else held.skipped).extend(batch.skipped)
+            continue
+        if held is not None:
+            yield held
+        batch.skipped[:0], lost = lost, []
+        held = batch
+    if held is not None:
+        yield held
+    elif lost:
+        raise CodaError(f"no image in {source.location} can be read; the first, {lost[0].key}, {lost[0].reason}")
+
+
+def training_batches(
+    source: ImageSource,
+    size: int | tuple[int, int],
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    steps: int,
+    crop: str = "random",
+    flip: bool = True,
+    workers: int = 0,
+    strict: bool = False,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[ImageBatch]:
+    """One batch for each of the steps `start_step` … `steps` − 1, as they would come in an uninterrupted training.
+
+    Epoch e visits the items in `epoch_order(seed, e)`; a batch may reach over the end of an epoch. An item that cannot
+    be read is named in `skipped` and replaced by another, so batches are always full.
+
+    Args:
+        source: Where the images come from.
+        size: Pixels, one number or (height, width).
+        batch_size: Images per step, of all processes together.
+        seed: Of the order, the crops and the mirroring.
+        start_step: Steps that are done already.
+        steps: Steps in all.
+        crop: "random" or "center".
+        flip: Mirror with probability one half.
+        workers: Processes that load; changes nothing but the speed.
+        strict: Stop at the first item that cannot be read.
+        process: (rank, count): this one's share of every batch, every count-th image from rank on.
+    """
+    dataset = ImageDataset(source, size, crop, flip, seed)
+    rank, count = process
+
+    def requests() -> Iterator[Request]:
+        for step in range(start_step, steps):
+            draws = range(step * batch_size, (step + 1) * batch_size)
+            yield [(order.item(draw), draw) for draw in draws[rank::count]]
+
+    order = _EndlessOrder(len(source), seed)
+    return read_batches(dataset, requests(), workers, strict, replace=True)
+
+
+class _EndlessOrder:
+    """Which item the n-th image of a training is; keeps the permutation of the newest epoch."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self._length, self._seed, self._epoch = length, seed, -1
+        self._permutation = torch.empty(0, dtype=torch.int64)
+
+    def item(self, draw: int) -> int:
+        epoch, place = divmod(draw, self._length)
+        if epoch != self._epoch:
+            self._epoch, self._permutation = epoch, epoch_order(self._seed, epoch, self._length)
+        return int(self._permutation[place])
+
+
+class _Loader(Dataset):
+    """Carries out requests; what goes wrong comes back as a value, because a message survives that as it is."""
+
+    def __init__(self, dataset: ImageDataset, replace: bool) -> None:
+        self._dataset, self._replace = dataset, replace
+
+    def __getitem__(self, request: Request) -> ImageBatch | Exception:
+        if get_worker_info() is not None:
+            torch.set_num_threads(1)
+        try:
+            return self._load(request)
+        except (CodaError, OSError, MemoryError) as error:
+            return error
+
+    def _load(self, request: Request) -> ImageBatch:
+        source = self._dataset.source
+        pixels: list[torch.Tensor] = []
+        indices: list[int] = []
+        skipped: list[Skipped] = []
+        for i, draw in request:
+            found = self._pixels(i, draw, skipped)
+            if found is None and self._replace:
+                i, found = self._replacement(draw, skipped)
+            if found is not None:
+                pixels.append(found)
+                indices.append(i)
+        return ImageBatch(
+            images=self._stacked(pixels),
+            labels=torch.tensor([source.label(i) for i in indices], dtype=torch.int64),
+            keys=[source.key(i) for i in indices],
+            indices=torch.tensor(indices, dtype=torch.int64),
+            skipped=skipped,
+        )
+
+    def _stacked(self, pixels: list[torch.Tensor]) -> torch.Tensor:
+        size = self._dataset.size
+        if not pixels:
+            height, width = (0, 0) if size is None else (size, size) if isinstance(size, int) else size
+            return torch.empty(0, 3, height, width, dtype=torch.uint8)
+        shapes = {tuple(picture.shape[1:]) for picture in pixels}
+        if len(shapes) > 1:
+            (h, w), (other_h, other_w) = sorted(shapes)[:2]
+            location = self._dataset.source.location
+            raise CodaError(
+                f"{location} holds pictures of {w}x{h} and {other_w}x{other_h}; give a size to crop them to"
+            )
+        return torch.stack(pixels)
+
+    def _pixels(self, i: int, draw: int, skipped: list[Skipped]) -> torch.Tensor | None:
+        try:
+            return self._dataset.pixels(i, draw)
+        except BrokenImage as error:
+            skipped.append(Skipped(self._dataset.source.key(i), str(error), i))
+            return None
+
+    def _replacement(self, draw: int, skipped: list[Skipped]) -> tuple[int, torch.Tensor]:
+        generator = step_generator(self._dataset.seed, draw, "replacement")
+        for i in torch.randint(len(self._dataset), (_MOST_REPLACEMENTS,), generator=generator).tolist():
+            found = self._pixels(i, draw, skipped)
+            if found is not None:
+                return i, found
+        location, last = self._dataset.source.location, skipped[-1]
+        raise CodaError(f"hardly any image in {location} can be read; the last tried, {last.key}, {last.reason}")
+
+
+def _results(loader: _Loader, requests: Iterable[Request], workers: int) -> Iterator[ImageBatch | Exception]:
+    if workers == 0:
+        yield from (loader[request] for request in requests)
+        return
+    # Each request is one batch already, so torch's own batching is off.
+    batches = DataLoader(loader, batch_size=None, sampler=requests, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise CodaError("a loading process was killed, for want of memory perhaps; try fewer --workers") from error
+
+
+def _as_it_is(loaded: ImageBatch | Exception) -> ImageBatch | Exception:
+    return loaded
