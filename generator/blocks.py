@@ -1,7 +1,7 @@
 """The transformer's parts: attention within a level, SwiGLU, modulation by a condition, positions.
 
-    B pictures · N cells, the packed cells of one or several levels · V levels among them
-    D hidden width · H heads · F width of the MLP · R rank of the modulation
+B pictures · N cells, the packed cells of one or several levels · V levels among them
+D hidden width · H heads · F width of the MLP · R rank of the modulation
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which cells are masked: at random in training, fewer and fewer in sampling, and in which order.
 
-    B pictures · T cells of all levels · n cells of one level · L levels · K codes; the integer K is the mask
+B pictures · T cells of all levels · n cells of one level · L levels · K codes; the integer K is the mask
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class TrainingDraw:
 
     def to(self, device: torch.device) -> TrainingDraw:
         """The same draw on a device."""
-        return TrainingDraw(*(part.to(device) for part in (self.masked, self.corrupted, self.donors, self.unconditional)))
+        return TrainingDraw(
+            *(part.to(device) for part in (self.masked, self.corrupted, self.donors, self.unconditional))
+        )
 
 
 def draw_training(

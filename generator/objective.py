@@ -1,6 +1,6 @@
 """What a training step minimises: cross-entropy at masked cells, in chunks.
 
-    B pictures · T cells of all levels · M masked cells · L levels · K codes · D hidden width
+B pictures · T cells of all levels · M masked cells · L levels · K codes · D hidden width
 """
 
 from __future__ import annotations
@@ -139,5 +139,3 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         """Scale what forward prepared."""
         d_features, d_head = ctx.saved_tensors
         return d_features * grad[0], (d_head * grad[0]).to(ctx.head_dtype), None, None, None
-
-

@@ -175,7 +175,9 @@ def fill_level(
                 asked = take
                 cells = torch.where(masked, ranks, ranks.shape[1]).argsort(dim=1, stable=True)[:, : int(asked.max())]
             drawn, log_p = _draw_cells(
-                predict(codes, prefix, level, cells, guidance[step]), noise.choice[:, step].gather(1, cells), temperature
+                predict(codes, prefix, level, cells, guidance[step]),
+                noise.choice[:, step].gather(1, cells),
+                temperature,
             )
             places = torch.arange(cells.shape[1], device=codes.device)
             if ranks is None:  # MaskGIT, Section 3.2: the surest first, with noise that dies away
@@ -262,7 +264,8 @@ def draw_codes(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) 
     if temperature == 0:
         codes = best
     else:
-        codes = torch.searchsorted(mass, uniform[:, None] * total, right=True).clamp(max=logits.shape[1] - 1)
+        # 1 - uniform is in (0, 1]: a code is found that has mass, even by the extreme numbers.
+        codes = torch.searchsorted(mass, (1 - uniform[:, None]) * total)
     return codes[:, 0], (logits.gather(1, codes) - total.log())[:, 0]
 
 

@@ -198,7 +198,9 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):
         """
         none = self.class_embedding.num_embeddings - 1
         if bool(((class_labels < 0) | (class_labels > none)).any()):
-            raise CodaError(f"classes {class_labels.tolist()}: this generator knows 0 to {none - 1}, {none} is no class")
+            raise CodaError(
+                f"classes {class_labels.tolist()}: this generator knows 0 to {none - 1}, {none} is no class"
+            )
         labels = class_labels.to(self.level_embedding.weight.device)
         without = torch.full_like(labels, none)
 

@@ -1,0 +1,136 @@
+"""The loss: cross-entropy at masked cells, in chunks, averaged per level."""
+
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+
+from coda.generator.masking import TrainingDraw, draw_training
+from coda.generator.objective import MaskedCodeObjective, chunked_cross_entropy
+from coda.generator.transformer import MaskGitTransformer
+from coda.tokenizer.residual import prefix_latents
+
+K = 24
+
+
+def make():
+    torch.manual_seed(0)
+    model = MaskGitTransformer([1, 2, 3], K, latent_channels=3, num_classes=4, hidden_size=16, depth=1, num_heads=2)
+    model.set_value_table(torch.randn(K, 3))
+    torch.nn.init.normal_(model.blocks[0].modulation.up.weight)
+    torch.nn.init.normal_(model.modulation_out.up.weight)
+    return model
+
+
+def nothing_drawn(batch, layout, **changed):
+    parts = dict(
+        masked=torch.ones(batch, layout.num_tokens, dtype=torch.bool),
+        corrupted=torch.zeros(batch, layout.num_tokens, dtype=torch.bool),
+        donors=torch.arange(batch).flip(0),
+        unconditional=torch.zeros(batch, dtype=torch.bool),
+    )
+    return TrainingDraw(**(parts | changed))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 50, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_chunks_equal_the_dense_loss(rows, dtype):
+    features = torch.randn(50, 8, dtype=dtype, requires_grad=True)
+    head = torch.randn(K, 8, dtype=dtype, requires_grad=True)
+    targets, weights = torch.randint(0, K, (50,)), torch.rand(50)
+    dense = F.cross_entropy(features @ head.T, targets, reduction="none")
+    expected = torch.autograd.grad((dense * weights).sum() * 3, (features, head))
+    loss, each = chunked_cross_entropy(features, head, targets, weights, logits_at_once=rows * K)
+    gradients = torch.autograd.grad(loss * 3, (features, head))
+    torch.testing.assert_close(each, dense.float(), atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+def test_memory_is_that_of_a_chunk():
+    codebook_size, rows = 65_536, 1_024  # dense: 268 MB for the logits alone, as much again for their gradient
+    features = torch.randn(rows, 16, requires_grad=True)
+    head = torch.randn(codebook_size, 16, requires_grad=True)
+    targets = torch.randint(0, codebook_size, (rows,))
+    peak, process = 0, psutil.Process()
+    base = process.memory_info().rss
+    original = torch.Tensor.logsumexp
+
+    def watched(self, *args, **kwargs):
+        nonlocal peak
+        peak = max(peak, process.memory_info().rss - base)
+        return original(self, *args, **kwargs)
+
+    torch.Tensor.logsumexp = watched
+    try:
+        loss, _ = chunked_cross_entropy(features, head, targets, torch.full((rows,), 1 / rows))
+        loss.backward()
+    finally:
+        torch.Tensor.logsumexp = original
+    assert peak > 0
+    assert peak < 160e6
+
+
+def test_the_loss_is_the_mean_over_levels_at_masked_cells():
+    model = make()
+    layout = model.layout
+    codes, labels = torch.randint(0, K, (6, layout.num_tokens)), torch.randint(0, 4, (6,))
+    draw = draw_training(layout, 6, torch.Generator().manual_seed(0))
+    cost = MaskedCodeObjective(model)(codes, labels, draw)
+
+    inputs = torch.where(draw.masked, K, codes)
+    features = model(inputs, prefix_latents(codes, layout, model.value_table)[:-1], labels).features
+    each = F.cross_entropy(model.logits(features).flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)
+    levels = []
+    for level in range(3):
+        part = slice(layout.offsets[level], layout.offsets[level + 1])
+        levels.append(each[:, part][draw.masked[:, part]].mean())
+    torch.testing.assert_close(cost.level_losses, torch.stack(levels).detach())
+    torch.testing.assert_close(cost.loss, torch.stack(levels).mean())
+    assert not cost.level_losses.requires_grad
+
+
+@torch.no_grad()
+def test_a_lie_changes_what_later_levels_see_and_no_target():
+    model = make()
+    layout, objective = model.layout, MaskedCodeObjective(model)
+    codes, labels = torch.randint(0, K, (2, layout.num_tokens)), torch.tensor([0, 1])
+    honest = objective(codes, labels, nothing_drawn(2, layout)).level_losses
+    lie = torch.zeros(2, layout.num_tokens, dtype=torch.bool)
+    lie[:, layout.offsets[1] : layout.offsets[2]] = True
+    lied = objective(codes, labels, nothing_drawn(2, layout, corrupted=lie)).level_losses
+    assert torch.equal(lied[:2], honest[:2])
+    assert lied[2] != honest[2]
+
+
+@torch.no_grad()
+def test_a_withheld_class_and_no_class_are_the_same():
+    model = make()
+    objective, layout = MaskedCodeObjective(model), model.layout
+    codes = torch.randint(0, K, (2, layout.num_tokens))
+    withheld = nothing_drawn(2, layout, unconditional=torch.ones(2, dtype=torch.bool))
+    a = objective(codes, torch.tensor([0, 3]), withheld).loss
+    b = objective(codes, torch.tensor([-1, -1]), nothing_drawn(2, layout)).loss
+    assert a == b
+    assert a != objective(codes, torch.tensor([0, 3]), nothing_drawn(2, layout)).loss
+
+
+def test_every_parameter_learns():
+    model = make()
+    codes, labels = torch.randint(0, K, (8, model.layout.num_tokens)), torch.randint(0, 4, (8,))
+    draw = draw_training(model.layout, 8, torch.Generator().manual_seed(1), class_dropout=0.5)
+    MaskedCodeObjective(model)(codes, labels, draw).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_mixed_precision_is_near():
+    model = make()
+    codes, labels = torch.randint(0, K, (8, model.layout.num_tokens)), torch.randint(0, 4, (8,))
+    draw = draw_training(model.layout, 8, torch.Generator().manual_seed(1))
+    objective = MaskedCodeObjective(model)
+    full = objective(codes, labels, draw).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = objective(codes, labels, draw).loss
+    mixed.backward()
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, full, atol=0.1, rtol=0.02)

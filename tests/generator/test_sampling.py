@@ -1,0 +1,187 @@
+"""Sampling over predictors that are no model: what is asked, what is kept, what is random."""
+
+import math
+
+import pytest
+import torch
+
+from coda.generator.sampling import ORDERS, draw_codes, sample_codes
+from coda.generator.schedules import steps_per_level
+from coda.tokenizer.errors import CodaError
+from coda.tokenizer.layout import CodeLayout
+from coda.tokenizer.residual import prefix_latents
+
+LAYOUT = CodeLayout([1, 2, (3, 2), 4], 11)
+STEPS = (1, 2, 3, 4)
+TABLE = torch.randn(11, 3, generator=torch.Generator().manual_seed(5))
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+class Oracle:
+    """Logits that depend on the codes seen so far, on the prefix latent, the level and the cell."""
+
+    def __init__(self, block=1_000):
+        self.block, self.calls = block, []
+        self.weight = torch.randn(LAYOUT.codebook_size + 1, LAYOUT.codebook_size, generator=generators(9)[0])
+
+    def __call__(self, codes, prefix, level, cells, scale):
+        self.calls.append((level, codes.clone(), cells.clone(), scale))
+        seen = self.weight[codes].sum(1, keepdim=True)  # (B, 1, K)
+        place = torch.sin(cells[..., None] * 1.7 + torch.arange(LAYOUT.codebook_size) + level)
+        logits = seen + place + prefix.mean(dim=(1, 2, 3))[:, None, None]
+        return logits.flatten(0, 1).split(self.block)
+
+
+def sample(predict=None, seeds=(0, 1, 2), **settings):
+    return sample_codes(
+        predict or Oracle(), LAYOUT, TABLE, settings.pop("steps", STEPS), generators(*seeds), **settings
+    )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_cell_gets_a_code(order):
+    codes = sample(order=order)
+    assert codes.shape == (3, LAYOUT.num_tokens)
+    assert codes.min() >= 0
+    assert codes.max() < LAYOUT.codebook_size
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_neither_batch_size_nor_order_changes_a_picture(order):
+    together = sample(order=order, seeds=(3, 1, 2))
+    for place, seed in enumerate((3, 1, 2)):
+        assert torch.equal(sample(order=order, seeds=(seed,))[0], together[place])
+    assert torch.equal(sample(order=order, seeds=(1, 2, 3)), together[[1, 2, 0]])
+    assert not torch.equal(together[0], together[1])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_is_known_of_one_picture_changes_no_other(order):
+    codes, keep = (
+        torch.zeros(2, LAYOUT.num_tokens, dtype=torch.long),
+        torch.zeros(2, LAYOUT.num_tokens, dtype=torch.bool),
+    )
+    keep[0, :7] = True
+    edited = sample(order=order, seeds=(4, 5), known=(codes, keep))
+    assert torch.equal(edited[1], sample(order=order, seeds=(5,))[0])
+
+
+def test_how_logits_are_cut_into_blocks_changes_nothing():
+    assert torch.equal(sample(Oracle(block=1)), sample(Oracle(block=7)))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_known_codes_stay_and_are_never_asked(order):
+    given = torch.randint(0, 11, (2, LAYOUT.num_tokens))
+    keep = torch.rand(2, LAYOUT.num_tokens) < 0.6
+    keep[1] = True
+    predict = Oracle()
+    codes = sample(predict, seeds=(0, 1), order=order, known=(given, keep))
+    assert torch.equal(codes[keep], given[keep])
+    for level, _, cells, _ in predict.calls:
+        asked = cells[0, : int((~keep[0, LAYOUT.offsets[level] : LAYOUT.offsets[level + 1]]).sum())]
+        assert not keep[0, LAYOUT.offsets[level] :][asked].any()
+
+
+def test_all_known_asks_nothing():
+    given = torch.randint(0, 11, (1, LAYOUT.num_tokens))
+    predict = Oracle()
+    assert torch.equal(sample(predict, seeds=(0,), known=(given, torch.ones_like(given).bool())), given)
+    assert predict.calls == []
+
+
+def test_wrong_known_codes_are_refused():
+    ok = torch.zeros(1, LAYOUT.num_tokens, dtype=torch.long)
+    with pytest.raises(CodaError, match="one row per picture"):
+        sample(seeds=(0, 1), known=(ok, ok.bool()))
+    with pytest.raises(CodaError, match="outside"):
+        sample(seeds=(0,), known=(ok + 11, ok == 0))
+
+
+@pytest.mark.parametrize("order", ["halton", "random"])
+def test_planned_orders_ask_only_for_what_they_fill(order):
+    predict = Oracle()
+    sample(predict, seeds=(0,), order=order)
+    assert sum(cells.shape[1] for _, _, cells, _ in predict.calls) == LAYOUT.num_tokens
+
+
+def test_the_surest_cell_comes_first():
+    def predict(codes, prefix, level, cells, scale):
+        sureness = 1.0 + cells.float()  # the later the cell, the surer
+        logits = torch.zeros(*cells.shape, 11)
+        logits[..., 0] = sureness
+        return [logits.flatten(0, 1)]
+
+    seen = []
+    sample(
+        predict, seeds=(0,), temperature=0, confidence_noise=0, on_step=lambda s: seen.append(s.codes[0, -16:].clone())
+    )
+    filled = seen[-3] != 11  # after the second of the last level's four steps
+    assert filled[-int(filled.sum()) :].all()
+    assert 0 < filled.sum() < 16
+
+
+def test_the_prefix_is_what_the_earlier_levels_say():
+    steps = []
+    codes = sample(on_step=lambda s: steps.append(s))
+    prefixes = prefix_latents(codes, LAYOUT, TABLE)
+    for step in steps:
+        torch.testing.assert_close(step.prefix, prefixes[step.level])
+
+
+def test_steps_are_reported_in_order_and_may_replace_codes():
+    seen = []
+
+    def on_step(step):
+        seen.append((step.level, step.step, step.index, step.total))
+        return step.codes.masked_fill(step.codes == 3, 4)
+
+    codes = sample(on_step=on_step)
+    assert seen == [(lv, st, sum(STEPS[:lv]) + st, 10) for lv in range(4) for st in range(STEPS[lv])]
+    assert not (codes == 3).any()
+
+
+def test_guidance_is_asked_by_progress():
+    predict = Oracle()
+    sample(predict, seeds=(0,), guidance=lambda progress: 1 + progress)
+    scales = [scale for *_, scale in predict.calls]
+    assert scales == sorted(scales)
+    assert scales[0] == pytest.approx(1 + 0.5 / 10)
+    assert scales[-1] == pytest.approx(1 + 9.5 / 10)
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([0.5, 0.1, 0.15, 0.25]).log().expand(20_000, 4)
+    uniform = torch.rand(20_000, generator=generators(0)[0])
+    codes, log_p = draw_codes(logits, uniform, temperature=1.0)
+    shares = codes.bincount(minlength=4) / 20_000
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.1, 0.15, 0.25]), atol=0.015, rtol=0)
+    torch.testing.assert_close(log_p, logits.gather(1, codes[:, None])[:, 0])
+
+
+def test_temperature_zero_takes_the_likeliest_and_low_sharpens():
+    logits = torch.tensor([[0.0, 1.0, 0.5]]).expand(5_000, 3)
+    uniform = torch.rand(5_000, generator=generators(0)[0])
+    assert (draw_codes(logits, uniform, 0.0)[0] == 1).all()
+    p = torch.tensor([0.0, 1.0, 0.5]).div(0.3).softmax(0)
+    assert (draw_codes(logits, uniform, 0.3)[0] == 1).float().mean() == pytest.approx(float(p[1]), abs=0.02)
+
+
+def test_a_code_without_mass_is_never_drawn():
+    logits = torch.full((3, 100), -math.inf)
+    logits[:, 40] = 0
+    codes, _ = draw_codes(logits, torch.tensor([0.0, 0.5, 1 - 2**-24]), 1.0)
+    assert codes.tolist() == [40, 40, 40]
+
+
+def test_an_unknown_order_is_named():
+    with pytest.raises(CodaError, match="'snake' is none of confidence"):
+        sample(order="snake")
+
+
+def test_more_steps_than_cells_are_harmless():
+    assert sample(steps=(3, 9, 2, 40)).max() < 11
+    assert steps_per_level((3, 9, 2, 40), LAYOUT) == (3, 9, 2, 40)

@@ -1,0 +1,63 @@
+"""The scheduler: settings in, the pure sampler's codes out."""
+
+import pytest
+import torch
+
+from coda.generator import MaskGitScheduler
+from coda.tokenizer.errors import CodaError
+from coda.tokenizer.layout import CodeLayout
+
+LAYOUT = CodeLayout([1, 2, 4], 9)
+TABLE = torch.randn(9, 2, generator=torch.Generator().manual_seed(3))
+
+
+def predict(codes, prefix, level, cells, scale):
+    base = (
+        torch.cos(cells[..., None] * 0.7 + torch.arange(9) * (1 + level)) + 0.3 * prefix.sum((1, 2, 3))[:, None, None]
+    )
+    return [(scale * base + (codes == 9).sum(1)[:, None, None] * torch.arange(9) * 0.1).flatten(0, 1)]
+
+
+def sample(scheduler, **settings):
+    return scheduler.sample(predict, LAYOUT, TABLE, [torch.Generator().manual_seed(s) for s in range(16)], **settings)
+
+
+def test_every_setting_changes_the_samples():
+    plain = sample(MaskGitScheduler())
+    changes = dict(
+        num_inference_steps=[1, 1, 1], order="halton", temperature=0.3, confidence_noise=0.0, mask_law="linear",
+        guidance_scale=4.0, guidance_schedule="linear", guidance_interval=(0.5, 1.0),
+    )  # fmt: skip
+    assert changes.keys() == {k for k in MaskGitScheduler().config if not k.startswith("_")}
+    for name, value in changes.items():
+        assert not torch.equal(sample(MaskGitScheduler(**{name: value})), plain), name
+
+
+def test_arguments_of_a_call_come_before_the_configuration():
+    scheduler = MaskGitScheduler()
+    assert torch.equal(sample(scheduler, guidance_scale=3.0), sample(MaskGitScheduler(guidance_scale=3.0)))
+    assert torch.equal(sample(scheduler, num_inference_steps=5), sample(MaskGitScheduler(num_inference_steps=5)))
+
+
+def test_timesteps_count_all_steps():
+    scheduler = MaskGitScheduler()
+    scheduler.set_timesteps(6, LAYOUT)
+    assert scheduler.steps == (1, 2, 3)
+    assert scheduler.timesteps.tolist() == list(range(6))
+
+
+def test_from_config_replaces_single_settings():
+    scheduler = MaskGitScheduler.from_config(MaskGitScheduler(temperature=0.7).config, order="random")
+    assert (scheduler.config.order, scheduler.config.temperature) == ("random", 0.7)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(order="snail"), dict(mask_law="sine"), dict(guidance_schedule="up"), dict(temperature=-1.0),
+        dict(confidence_noise=-1.0), dict(guidance_interval=(0.7, 0.2)), dict(guidance_interval=(0.2,)),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_refused_at_once(wrong):
+    with pytest.raises(CodaError):
+        MaskGitScheduler(**wrong)

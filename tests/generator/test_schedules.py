@@ -1,0 +1,69 @@
+"""Numbers as functions of progress."""
+
+import pytest
+import torch
+
+from coda.generator.schedules import MASK_LAWS, guidance_scale_at, learning_rate_at, mask_ratio, steps_per_level
+from coda.tokenizer.errors import CodaError
+from coda.tokenizer.layout import CodeLayout
+
+LAYOUT = CodeLayout([1, 2, 3, 4, 6, 8], 64)
+
+
+@pytest.mark.parametrize("law", MASK_LAWS)
+def test_mask_ratio_falls_from_all_to_none(law):
+    ratio = mask_ratio(torch.linspace(0, 1, 50, dtype=torch.float64), law)
+    assert ratio[0] == 1
+    assert ratio[-1].abs() < 1e-12
+    assert (ratio.diff() < 0).all()
+
+
+def test_unknown_mask_law_is_named():
+    with pytest.raises(CodaError, match="'cosin' is none of cosine"):
+        mask_ratio(torch.tensor(0.5), "cosin")
+
+
+def test_one_number_of_steps_is_shared_out():
+    assert steps_per_level(16, LAYOUT) == (1, 1, 2, 3, 4, 5)
+    assert steps_per_level(6, LAYOUT) == (1,) * 6
+    for total in range(6, 60):
+        shared = steps_per_level(total, LAYOUT)
+        assert sum(shared) == total
+        assert list(shared) == sorted(shared)
+
+
+def test_a_level_takes_no_more_steps_than_cells():
+    assert steps_per_level(1000, LAYOUT) == (1, 4, 9, 16, 36, 64)
+
+
+def test_steps_per_level_are_taken_as_given():
+    assert steps_per_level([1, 1, 1, 2, 2, 9], LAYOUT) == (1, 1, 1, 2, 2, 9)
+
+
+@pytest.mark.parametrize("steps", [5, 0, [1, 2], [1, 1, 1, 1, 1, 0]])
+def test_too_few_steps_are_refused(steps):
+    with pytest.raises(CodaError, match="6 levels"):
+        steps_per_level(steps, LAYOUT)
+
+
+def test_guidance_acts_in_its_interval_only():
+    assert [guidance_scale_at(p, 3.0, interval=(0.25, 0.5)) for p in (0.2, 0.25, 0.5, 0.51)] == [1, 3, 3, 1]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_guidance_grows_over_its_interval(schedule):
+    scales = [guidance_scale_at(p, 3.0, schedule, (0.2, 0.8)) for p in (0.2, 0.4, 0.6, 0.8)]
+    assert scales == sorted(scales)
+    assert scales[0] == pytest.approx(1)
+    assert scales[-1] == pytest.approx(3)
+
+
+def test_learning_rate_warms_up_then_decays():
+    rates = [learning_rate_at(step, 1.0, warmup=10, steps=100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) in (9, 10)
+    assert rates[-1] < 0.02
+    assert [learning_rate_at(s, 1.0, 10, 100, "constant") for s in (10, 99)] == [1, 1]
+    with pytest.raises(CodaError, match="neither cosine nor constant"):
+        learning_rate_at(50, 1.0, 10, 100, "step")
