@@ -67,7 +67,7 @@ def parse_side(value: Any) -> int | tuple[int, int]:
 
 def parse_device(value: Any) -> str:
     """A device's name as torch spells it, or "auto"."""
-    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
+    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
         raise ValueError
     return value
 
@@ -80,6 +80,22 @@ def parse_part(value: Any) -> str:
     return str(value)
 
 
+def parse_box(value: Any) -> tuple[float, ...]:
+    """Four numbers: left, top, right, bottom."""
+    parts = list(value) if isinstance(value, list | tuple) else str(value).split(",")
+    numbers = tuple(float(part) for part in parts if not isinstance(part, bool))
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        raise ValueError
+    return numbers
+
+
+def parse_region(value: Any) -> tuple[float, ...] | str:
+    """A box, or the path of a mask image."""
+    if not isinstance(value, str) or re.fullmatch(r"[-+0-9.,eE\s]+", value):
+        return parse_box(value)
+    return value
+
+
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
 Seed = Annotated[int, Range(0, 2**62)]
@@ -88,8 +104,11 @@ Weight = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 Side = Annotated[Any, Parsed(parse_side, "a side like 4 or 2x4")]
 Device = Annotated[str, Parsed(parse_device, "a device: auto, cpu, cuda, cuda:1 or mps")]
+Box = Annotated[Any, Parsed(parse_box, "a box like 64,64,192,192: left,top,right,bottom")]
+Region = Annotated[Any, Parsed(parse_region, "a box like 64,64,192,192 (left,top,right,bottom) or a mask image")]
 Part = Annotated[str, Parsed(parse_part, "a part like 1/4")]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+TrainingPrecision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -201,7 +220,9 @@ def _one(text: str, kind: Kind) -> Any:
     if kind.parsed:
         return kind.parsed.parse(text)
     if kind.choices:
-        return next(choice for choice in kind.choices if str(choice) == text) if text in map(str, kind.choices) else _no()
+        return (
+            next(choice for choice in kind.choices if str(choice) == text) if text in map(str, kind.choices) else _no()
+        )
     if kind.base is bool:
         return {"true": True, "false": False}[text] if text in ("true", "false") else _no()
     if kind.base is int:
@@ -247,7 +268,7 @@ def _no() -> Any:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """"; did you mean X?" with the known word most like `word`, or nothing where none is like it."""
+    """The end of a message, "; did you mean X?", where a known word is like `word`; else nothing."""
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {found[0]}?" if found else ""
 
@@ -306,7 +327,7 @@ def _add(given: dict[str, Any], argument: Argument, text: str) -> None:
 
 
 def _looks_like_flag(word: str) -> bool:
-    """"-5" and "-.5" are values, and "-" is a word; all else that begins with a hyphen is a flag."""
+    """Whether a word begins with a hyphen and is neither a number ("-5", "-.5") nor "-" alone."""
     return word.startswith("-") and word != "-" and not re.match(r"-\.?[0-9]", word)
 
 

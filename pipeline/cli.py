@@ -37,14 +37,20 @@ COMMANDS = {
     "inspect": "inspect:inspect",
     "train-maskgit": "train_maskgit:train_maskgit",
     "sample": "sample:sample",
-    "edit": "edit:edit",
+    "edit inpaint": "edit:inpaint",
+    "edit outpaint": "edit:outpaint",
+    "edit vary": "edit:vary",
+    "edit change-class": "edit:change_class",
     "reconstruct": "reconstruct:reconstruct",
     "benchmark rfid": "benchmark:rfid",
     "benchmark gfid": "benchmark:gfid",
     "benchmark ablation": "benchmark:ablation",
     "benchmark speed": "benchmark:speed",
 }
-GROUPS = {"benchmark": "coda benchmark measures what the other commands made: JSON, a Markdown table and plots."}
+GROUPS = {
+    "edit": "coda edit samples part of a photograph's codes anew.",
+    "benchmark": "coda benchmark measures what the other commands made: JSON, a Markdown table and plots.",
+}
 
 
 class Terminated(KeyboardInterrupt):
@@ -94,7 +100,7 @@ def load_command(name: str) -> Callable[..., str]:
 
 
 def _name(words: Sequence[str]) -> str:
-    """ "coda", or "coda" with the command's name: what the first words call.
+    """What the first words call: "coda" alone, or with the command's name.
 
     Raises:
         UsageError: They name no command.
@@ -191,8 +197,9 @@ def _fire(command: str, function: Callable[..., str], values: Mapping[str, Any])
 
     @SetParseFn(values.__getitem__)
     @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> str:
-        return function(*args, **kwargs)
+    def checked(*args: Any, **kwargs: Any) -> str | None:
+        line = function(*args, **kwargs)
+        return line if os.environ.get("RANK", "0") == "0" else None  # of several processes, one speaks
 
     component: Any = checked
     for word in reversed(command.split()):
@@ -227,7 +234,9 @@ def _reason(error: Exception) -> str:
     return f"{kind.__name__}: {text or 'no more is known'} (--debug shows where)"
 
 
-_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|cannot allocate memory", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|not enough memory|cannot allocate memory", re.IGNORECASE
+)
 
 
 def _say(line: str) -> None:

@@ -18,5 +18,5 @@ def merge_cache(parts: tuple[Path, ...], *, out: Path = Path("runs/cache"), over
     """
     from coda.tokenizer.code_cache import merge_caches
 
-    cache = merge_caches(parts, out, overwrite=overwrite)
+    merge_caches(parts, out, overwrite=overwrite)
     return f"Made a code cache of {len(parts)} parts in {out}"

@@ -32,14 +32,8 @@ def open_pipeline(model: str, tokenizer: str | None, device: str, dtype: str) ->
     """
     import sys
 
-    import torch
-
-    from coda.benchmarks.extractors import resolve_device
-
     from ..coda_pipeline import CodaPipeline
 
-    place = resolve_device(device)
-    precision = {"auto": torch.bfloat16 if place.type == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype)
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
         pipeline = CodaPipeline.from_parts(folder, tokenizer or TOKENIZER)
@@ -48,7 +42,18 @@ def open_pipeline(model: str, tokenizer: str | None, device: str, dtype: str) ->
     else:
         pipeline = CodaPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
-    return pipeline.to(device=place, dtype=precision)
+    return on_device(pipeline, device, dtype)
+
+
+def on_device(model: Any, device: str, dtype: str) -> Any:
+    """A pipeline or a module on the device and in the precision of `--device` and `--dtype`."""
+    import torch
+
+    from coda.benchmarks.extractors import resolve_device
+
+    place = resolve_device(device)
+    automatic = torch.bfloat16 if place.type == "cuda" else torch.float32
+    return model.to(device=place, dtype=automatic if dtype == "auto" else getattr(torch, dtype))
 
 
 def find_classes(words: Sequence[str], classes: ClassTable) -> list[int]:
@@ -76,6 +81,18 @@ def find_classes(words: Sequence[str], classes: ClassTable) -> list[int]:
             found.append(index)
             del parts[:taken]
     return found
+
+
+def find_class(word: str, classes: ClassTable) -> int:
+    """Index of the one class that `word` means.
+
+    Raises:
+        UsageError: As in `find_classes`, or it means several.
+    """
+    found = find_classes([word], classes)
+    if len(found) != 1:
+        raise UsageError(f'--class "{word}" means {len(found)} classes; one is needed here')
+    return found[0]
 
 
 def sampler_of(
@@ -107,7 +124,9 @@ def steps_of(steps: Sequence[int] | None) -> int | tuple[int, ...] | None:
     return None if steps is None else steps[0] if len(steps) == 1 else tuple(steps)
 
 
-def settings_of(pipeline: CodaPipeline, model: str, steps: Sequence[int] | None, guidance: float | None) -> dict[str, Any]:
+def settings_of(
+    pipeline: CodaPipeline, model: str, steps: Sequence[int] | None, guidance: float | None
+) -> dict[str, Any]:
     """What made a picture, for the files beside it: the model, its tokenizer, steps and guidance."""
     scheduler = pipeline.scheduler.config
     return {

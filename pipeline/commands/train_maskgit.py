@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ..arguments import Count, Device, Fraction, Natural, Positive, Seed
+from ..arguments import Count, Device, Fraction, Natural, Positive, Seed, TrainingPrecision
 
 
 def train_maskgit(
@@ -29,7 +29,7 @@ def train_maskgit(
     workers: Natural = 0,
     seed: Seed = 0,
     device: Device = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    dtype: TrainingPrecision = "auto",
     overwrite: bool = False,
     checkpoint_every: Count = 500,
 ) -> str:

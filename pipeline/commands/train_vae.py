@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ..arguments import Count, Device, Natural, Positive, Precision, Seed, Weight
+from ..arguments import Count, Device, Fraction, Natural, Positive, Seed, TrainingPrecision, Weight
 
 
 def train_vae(
@@ -14,28 +14,84 @@ def train_vae(
     out: Path = Path("runs/vae"),
     size: Count = 64,
     architecture: Literal["kl", "tiny"] = "kl",
-    factor: Literal[2, 4, 8, 16, 32] = 8,
+    factor: Count = 8,
     latent_channels: Count = 16,
-    width: Count = 64,
-    steps: Count = 10_000,
-    batch_size: Count = 16,
-    lr: Positive = 1e-4,
-    kl_weight: Weight = 1e-6,
-    perceptual_weight: Weight = 1.0,
+    width: Count = 16,
+    steps: Count = 3000,
+    batch_size: Count = 32,
+    lr: Positive = 1e-3,
+    warmup: Natural = 100,
+    l1_weight: Weight = 1.0,
+    l2_weight: Weight = 1.0,
+    perceptual_weight: Weight = 0.5,
+    kl_weight: Weight = 1e-4,
+    ema_decay: Fraction = 0.995,
     workers: Natural = 0,
     seed: Seed = 0,
     device: Device = "auto",
-    dtype: Precision = "auto",
+    dtype: TrainingPrecision = "auto",
     overwrite: bool = False,
     strict: bool = False,
-    checkpoint_every: Count = 500,
+    checkpoint_every: Count = 250,
 ) -> str:
-    """train a small continuous VAE of your own
+    """Images -> a small continuous VAE of your own, for those who can download none.
 
-    For those who can download none. The directory it makes is what `coda adapt` takes by default.
-    The same command again goes on where it was interrupted.
+    The directory that it makes is what coda adapt takes by default. The same command again goes on where it was
+    interrupted.
+
+    Args:
+        data: Photographs: ImageFolder, folder, WebDataset tars or parquet; DIR[:650] takes a part.
+        out: Directory to make.
+        size: Pixels each way, a multiple of --factor.
+        architecture: kl (better pictures) or tiny (faster).
+        factor: Pixels per latent cell along one axis, a power of two.
+        latent_channels: Channels of the latent.
+        width: Channels at full resolution.
+        steps: Optimiser steps in all.
+        batch_size: Pictures per step.
+        lr: Highest learning rate.
+        warmup: Steps of linear warm-up.
+        l1_weight: Weight of the mean absolute error.
+        l2_weight: Weight of the mean squared error.
+        perceptual_weight: Weight of the perceptual distance.
+        kl_weight: Weight of the KL divergence from N(0, 1).
+        ema_decay: Decay of the averaged weights, which are kept.
+        workers: Processes that decode; 0 decodes in this one.
+        seed: Seed of every random choice.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: Precision of the arithmetic; auto is bfloat16 on CUDA and float32 elsewhere.
+        overwrite: Start anew over what --out holds.
+        strict: Stop at a broken picture instead of leaving it out.
+        checkpoint_every: Steps between checkpoints.
+
+    Examples:
+        coda train-vae --data photographs --size 64
     """
-    from coda.tokenizer import train_vae as run
+    from coda.tokenizer import train_vae as train
 
-    path = run(data=data, out=out, size=size)
+    path = train(
+        data=data,
+        out=out,
+        size=size,
+        architecture=architecture,
+        factor=factor,
+        latent_channels=latent_channels,
+        width=width,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        warmup=warmup,
+        l1_weight=l1_weight,
+        l2_weight=l2_weight,
+        perceptual_weight=perceptual_weight,
+        kl_weight=kl_weight,
+        ema_decay=ema_decay,
+        workers=workers,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        overwrite=overwrite,
+        strict=strict,
+        checkpoint_every=checkpoint_every,
+    )
     return f"Made a continuous VAE in {path}"
