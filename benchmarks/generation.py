@@ -18,7 +18,7 @@ from .adm_npz import write_npz
 from .comparison import compare, sample_size_warnings
 from .extractors import FeatureExtractor, load_extractor, require_torch_fidelity, resolve_device
 from .provenance import describe_run, model_identity
-from .reference import ROUNDING, NpzSet, PictureSet, SourceSet, look_at, open_picture_set
+from .reference import ROUNDING, NpzSet, PictureSet, Size, SourceSet, look_at, open_picture_set
 from .report import Report
 from .sample_store import Sampler, SampleStore
 
@@ -32,7 +32,7 @@ def generation_metrics(
     num_images: int | None = None,
     classes: Sequence[int] | None = None,
     balance: str = "uniform",
-    size: int | None = None,
+    size: Size | None = None,
     batch_size: int = 32,
     workers: int = 0,
     extractor: str | FeatureExtractor = "auto",
@@ -54,7 +54,8 @@ def generation_metrics(
         num_images: How many samples; None takes all there are, and 50,000 from a callable.
         classes: Class indices that a callable is asked for; None takes those of the reference's labels.
         balance: "uniform", the classes in turns; or "drawn", each at random.
-        size: Pixels each way of the reference's centre crop; None takes the samples' size. Samples are never resized.
+        size: Pixels, one number or (height, width), of the reference's centre crop; None takes the samples' size, which
+            is never changed.
         batch_size: Pictures at once.
         workers: Processes that decode.
         extractor: "auto", "inception", "efficientnet_lite0", or a `FeatureExtractor`.
@@ -76,9 +77,12 @@ def generation_metrics(
     require_torch_fidelity()
     place = resolve_device(device)
     network = load_extractor(extractor, place)
+    references = open_picture_set(reference, size, None, seed, workers, strict, network.name == "inception")
+    if not callable(samples):
+        pictures: PictureSet = open_picture_set(samples, None, num_images, seed, workers, strict)
     settings = {
-        "samples": _sample_identity(samples, sampling),
-        "reference": open_picture_set(reference).description,
+        "samples": _identity(samples, sampling) if callable(samples) else pictures.description,
+        "reference": references.description,
         "wanted": {"num_images": num_images, "classes": classes, "balance": balance, "seed": seed, "size": size},
         "extractor": network.name,
         "export_npz": export_npz,
@@ -88,16 +92,13 @@ def generation_metrics(
         return Report.load(out)
     store = run.path / "samples"
     if callable(samples):
-        wanted = classes if classes is not None else _classes_of(open_picture_set(reference), reference)
+        wanted = classes if classes is not None else _classes_of(references)
         labels = choose_classes(wanted, STANDARD_COUNT if num_images is None else num_images, balance, seed)
-        seeds = range(seed, seed + len(labels))
-        pictures: PictureSet = SampleStore(store, labels, seeds, {"set": "sampled", "balance": balance})
+        pictures = SampleStore(store, labels, range(seed, seed + len(labels)), balance)
         pictures.fill(samples, batch_size)
-    else:
-        pictures = open_picture_set(samples, None, num_images, seed, workers, strict)
     generated = look_at(pictures, network, batch_size, "Looking at samples")
-    pixels = size if size is not None else _square(generated.size)
-    references = open_picture_set(reference, pixels, None, seed, workers, strict, network.name == "inception")
+    if size is None:
+        references.crop_to(generated.size)
     real = look_at(references, network, batch_size, "Looking at the reference")
     compared = compare(generated.features, real.features, references, network, seed)
     report = Report(
@@ -152,22 +153,14 @@ def choose_classes(classes: Sequence[int], count: int, balance: str, seed: int) 
     raise CodaError(f"balance {balance!r} is not known; it is uniform or drawn")
 
 
-def _classes_of(reference: SourceSet | NpzSet, name: object) -> list[int]:
+def _classes_of(reference: SourceSet | NpzSet) -> list[int]:
     """The classes that the reference's labels name."""
     found = sorted({label for label in reference.labels() if label >= 0})
     if not found:
-        raise CodaError(f"{name} has no labels to take the classes from; give classes")
+        raise CodaError(f"{reference.description['set']}: no labels to take the classes from; give classes")
     return found
 
 
-def _sample_identity(samples: Any, sampling: Mapping[str, Any] | None) -> Any:
-    """What tells these samples from others: what they were made with, or where they lie."""
-    if not callable(samples):
-        return open_picture_set(samples).description
-    return dict(sampling) if sampling else model_identity(samples)
-
-
-def _square(size: tuple[int, int] | None) -> int:
-    if size is None or size[0] != size[1]:
-        raise CodaError(f"the samples are {size}, not square; give the size that the reference is to be cropped to")
-    return size[0]
+def _identity(sampler: Sampler, sampling: Mapping[str, Any] | None) -> Any:
+    """What tells a callable's samples from others: what they are made with, where that was said."""
+    return dict(sampling) if sampling else model_identity(sampler)

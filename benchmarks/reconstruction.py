@@ -21,7 +21,7 @@ from .extractors import FeatureExtractor, load_extractor, require_torch_fidelity
 from .pairs import psnr, ssim
 from .plots import Plot
 from .provenance import describe_run, model_identity
-from .reference import ROUNDING, describe_seen, open_picture_set
+from .reference import ROUNDING, Size, describe_seen, open_picture_set
 from .report import Figure, Report, Table
 from .usage import CodeUsage, LevelUsage
 
@@ -64,7 +64,7 @@ def reconstruction_metrics(
     tokenizer: Any,
     data: str | Path | ImageSource,
     out: str | Path = "runs/reconstruction-metrics",
-    size: int | None = None,
+    size: Size | None = None,
     batch_size: int = 32,
     workers: int = 0,
     limit: int | None = None,
@@ -83,7 +83,8 @@ def reconstruction_metrics(
             [-1, 1].
         data: Photographs: a path that `open_images` opens, or an image source.
         out: Directory of the report.
-        size: Pixels each way, centre crop; the tokenizer's own size if None, and the pictures' if it has none.
+        size: Pixels, one number or (height, width), of the centre crop; None takes the tokenizer's own size, and where
+            it has none the pictures as they are.
         batch_size: Pictures at once.
         workers: Processes that decode.
         limit: Measure at most that many pictures, drawn by `seed`.
@@ -106,8 +107,9 @@ def reconstruction_metrics(
     place = resolve_device(device)
     if isinstance(tokenizer, (str, Path)):
         tokenizer = CodaTokenizer.from_pretrained(tokenizer)
-    pixels = _square_size(tokenizer) if size is None else size
-    pictures = open_picture_set(data, pixels, limit, seed, workers, strict)
+    pictures = open_picture_set(
+        data, getattr(tokenizer, "size", None) if size is None else size, limit, seed, workers, strict
+    )
     network = load_extractor(extractor, place)
     settings = {
         "tokenizer": model_identity(tokenizer),
@@ -123,14 +125,15 @@ def reconstruction_metrics(
     ways = {"": _Reconstructed(_reconstructing(tokenizer, place, usage))}
     if continuous is not None:
         ways["continuous_"] = _Reconstructed(_reconstructing(continuous, place, None))
-    originals, labels, shape = FeatureSet(), [], None
+    originals, labels = FeatureSet(), []
+    shape: tuple[int, int] | None = None
     with progress("Reconstructing", total=len(pictures), unit="images") as bar, torch.inference_mode():
         for images, batch_labels in pictures.batches(batch_size):
             originals.append(network(images))
             for way in ways.values():
                 way.update(images, place, network)
             labels += batch_labels.tolist()
-            shape = tuple(images.shape[-2:])
+            shape = (images.shape[-2], images.shape[-1])
             bar.advance(len(images), psnr=float(ways[""].psnr[-1].mean()))
     if len(originals) < 2:
         raise CodaError(f"{data}: {len(originals)} pictures could be read; a distance needs two at least")
@@ -179,17 +182,6 @@ def _reconstructing(model: Any, device: torch.device, usage: CodeUsage | None) -
 
 def _has_codes(model: Any) -> bool:
     return hasattr(model, "encode") and hasattr(model, "decode")
-
-
-def _square_size(tokenizer: Any) -> int | None:
-    """The tokenizer's image size, where it has one and it is square."""
-    own = getattr(tokenizer, "size", None)
-    if own is None or isinstance(own, int):
-        return own
-    height, width = own
-    if height != width:
-        raise CodaError(f"this tokenizer is for images of {height}x{width}; the benchmark crops squares: give size")
-    return int(height)
 
 
 def _mean_figure(name: str, values: torch.Tensor, unit: str, note: str) -> Figure:

@@ -17,6 +17,7 @@ from coda.tokenizer.determinism import epoch_order
 from coda.tokenizer.durable import sha256_of
 from coda.tokenizer.errors import CodaError
 from coda.tokenizer.images import ImageSource, image_batches, open_images, to_uint8
+from coda.tokenizer.images.decoding import RESAMPLING
 from coda.tokenizer.progress import progress
 
 from .adm_npz import AdmArchive
@@ -25,7 +26,9 @@ from .extractors import FeatureExtractor
 from .provenance import class_balance
 
 ROUNDING = "uint8: (x + 1) * 127.5, rounded to nearest, clamped"
-_CENTRE = "centre square, resized"
+_AS_THEY_ARE = "none: the pictures as they are"
+
+Size = int | tuple[int, int]
 
 
 class PictureSet(Protocol):
@@ -55,7 +58,7 @@ class SourceSet:
 
     Args:
         source: The source.
-        size: Pixels each way: centre crop and resize; None takes the pictures as they are.
+        size: Pixels, one number or (height, width), of the centre crop; None takes the pictures as they are.
         limit: Take at most that many, drawn evenly from the whole by `seed`.
         seed: Of that draw.
         workers: Processes that decode.
@@ -68,22 +71,28 @@ class SourceSet:
     def __init__(
         self,
         source: ImageSource,
-        size: int | None,
+        size: Size | None,
         limit: int | None = None,
         seed: int = 0,
         workers: int = 0,
         strict: bool = False,
     ) -> None:
-        self.source, self.size, self.workers, self.strict = source, size, workers, strict
+        self.source, self.workers, self.strict = source, workers, strict
         self.indices = drawn_indices(len(source), limit, seed)
         self.skipped: list[str] = []
-        crop = f"{_CENTRE} to {size}x{size}" if size is not None else "none: the pictures as they are"
-        self.description: dict[str, Any] = {"set": str(source.describe()), "hash": source.fingerprint, "crop": crop}
+        self.description: dict[str, Any] = {"set": source.describe(), "hash": source.fingerprint}
+        self.crop_to(size)
         if len(self.indices) < len(source):
             self.description["drawn"] = f"{len(self.indices)} of {len(source)}, seed {seed}"
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def crop_to(self, size: Size | None) -> None:
+        """Let the pictures come out in this size."""
+        self.size = size
+        height, width = size if isinstance(size, tuple) else (size, size)
+        self.description["crop"] = f"centre, {height}x{width}, {RESAMPLING}" if size is not None else _AS_THEY_ARE
 
     def labels(self) -> list[int]:
         """Label of every picture, without decoding any."""
@@ -118,13 +127,16 @@ class NpzSet:
         self.description: dict[str, Any] = {
             "set": Path(path).name,
             "hash": sha256_of(path),
-            "crop": "none: the pictures as they are",
+            "crop": _AS_THEY_ARE,
         }
         if self.pooled_statistics is not None:
             self.description["statistics"] = "mu and sigma of the file; its pictures serve KID, precision and recall"
 
     def __len__(self) -> int:
         return self.limit
+
+    def crop_to(self, size: Size | None) -> None:
+        """Nothing: what an `.npz` holds is taken as it is, and the report says of what size that is."""
 
     def labels(self) -> list[int]:
         """Label of every picture, -1 where the file has none."""
@@ -144,7 +156,7 @@ class NpzSet:
 
 def open_picture_set(
     pictures: str | Path | ImageSource,
-    size: int | None = None,
+    size: Size | None = None,
     limit: int | None = None,
     seed: int = 0,
     workers: int = 0,
@@ -161,10 +173,7 @@ def open_picture_set(
         if not len(archive) and archive.pooled_statistics is None:
             raise CodaError(f"{pictures} holds statistics of Inception but no pictures: use the extractor inception")
         return archive
-    source = open_images(pictures) if isinstance(pictures, (str, Path)) else pictures
-    if not len(source):
-        raise CodaError(f"{pictures} holds no pictures")
-    return SourceSet(source, size, limit, seed, workers, strict)
+    return SourceSet(open_images(pictures), size, limit, seed, workers, strict)
 
 
 @dataclass(frozen=True)
@@ -185,19 +194,27 @@ class Seen:
 
 
 def look_at(pictures: PictureSet, extractor: FeatureExtractor, batch_size: int, title: str) -> Seen:
-    """Run all pictures of a set through the extractor."""
+    """Run all pictures of a set through the extractor.
+
+    Raises:
+        CodaError: They are not of one size.
+    """
     features, labels = FeatureSet(), []
     size: tuple[int, int] | None = None
     with progress(title, total=len(pictures), unit="images") as bar:
         for images, batch_labels in pictures.batches(batch_size):
+            here = (images.shape[-2], images.shape[-1])
+            if size not in (None, here):
+                sizes = " and of ".join("x".join(map(str, s)) for s in (size, here) if s)
+                raise CodaError(f"{pictures.description['set']}: pictures of {sizes} cannot be compared; crop them")
             features.append(extractor(images))
             labels += batch_labels.tolist()
-            size = (images.shape[-2], images.shape[-1])
+            size = here
             bar.advance(len(images))
     return Seen(features, labels, describe_seen(pictures, labels, size), size)
 
 
-def describe_seen(pictures: PictureSet, labels: list[int], size: tuple[int, ...] | None) -> dict[str, Any]:
+def describe_seen(pictures: PictureSet, labels: list[int], size: tuple[int, int] | None) -> dict[str, Any]:
     """The set's description with what only reading it tells."""
     found = dict(pictures.description)
     found["n"] = len(labels)

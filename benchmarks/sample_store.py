@@ -29,18 +29,17 @@ class SampleStore:
         folder: Where the store lies; an unfinished one there is gone on with.
         labels: Class index of every picture that there will be.
         seeds: Its seed.
-        description: What the samples are, for the report.
+        balance: How the classes were chosen, for the report.
     """
 
     pooled_statistics: Statistics | None = None
     spatial_statistics: Statistics | None = None
 
-    def __init__(
-        self, folder: str | Path, labels: Sequence[int], seeds: Sequence[int], description: dict[str, Any]
-    ) -> None:
+    def __init__(self, folder: str | Path, labels: Sequence[int], seeds: Sequence[int], balance: str) -> None:
         assert len(labels) == len(seeds)
         self.folder = Path(folder)
-        self.labels, self.seeds, self.description = labels, seeds, description
+        self.labels, self.seeds = labels, seeds
+        self.description: dict[str, Any] = {"set": "sampled", "balance": balance, "crop": "none"}
         self.size: tuple[int, int] | None = None
         if self._size_file.exists():
             height, width = json.loads(self._size_file.read_text())

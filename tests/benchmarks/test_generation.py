@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from coda.benchmarks import generation_metrics
+from coda.benchmarks.distances import Statistics
+from coda.benchmarks.generation import choose_classes
+from coda.tokenizer import CodaError
+from coda.tokenizer.images import to_uint8
+
+pytest.importorskip("torch_fidelity")
+
+
+class Sampler:
+    """Noise around a colour per class; counts what it was asked for, and can be interrupted."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.stop_after = stop_after
+
+    def __call__(self, classes: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
+        if self.stop_after is not None and len(self.asked) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.asked += zip(classes, seeds, strict=True)
+        pictures = []
+        for label, seed in zip(classes, seeds, strict=True):
+            noise = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(seed))
+            pictures.append((noise / 3 + (label % 7) / 7 - 0.5).clamp(-1, 1))
+        return torch.stack(pictures)
+
+
+def test_report_of_a_sampler(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    sampler = Sampler()
+    settings = {"guidance": 3.0, "steps": [1, 2, 4]}
+    report = generation_metrics(
+        sampler, photographs, tmp_path / "out", num_images=20, extractor=extractor, sampling=settings, seed=100
+    )
+    for name in ("fd_colour", "kid_colour", "precision_colour", "recall_colour", "score_colour", "sfd_colour"):
+        assert report[name] is not None, name
+    assert [seed for _, seed in sampler.asked] == list(range(100, 120))
+    assert {label for label, _ in sampler.asked} == {281, 967, 983}
+    assert report.provenance["sampling"] == settings
+    assert report.provenance["samples"]["n"] == 20
+    assert report.provenance["samples"]["class_balance"] == "uneven: 6 to 7 each of 3 classes"
+    assert report.provenance["reference"]["n"] == 24
+    assert not (tmp_path / "out" / "samples").exists()
+
+
+def test_the_reference_against_itself(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    report = generation_metrics(photographs, photographs, tmp_path / "out", extractor=extractor)
+    assert report["fd_colour"] == pytest.approx(0, abs=1e-6)
+    assert report["precision_colour"] == report["recall_colour"] == 1
+    assert abs(float(report.provenance["self_check"].split()[0])) < 1e-6
+
+
+def test_an_interrupted_run_goes_on(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_images": 10, "extractor": extractor, "sampling": {"model": "m"}, "batch_size": 3}
+    whole = generation_metrics(Sampler(), photographs, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        generation_metrics(Sampler(stop_after=6), photographs, tmp_path / "out", **options)
+    # A kill may leave a part of a picture behind.
+    with open(tmp_path / "out" / "samples" / "pictures.u8", "ab") as file:
+        file.write(b"\x00" * 100)
+    rest = Sampler()
+    resumed = generation_metrics(rest, photographs, tmp_path / "out", **options)
+    assert [seed for _, seed in rest.asked] == [6, 7, 8, 9]
+    assert [f.value for f in resumed.figures] == [f.value for f in whole.figures]
+
+
+def test_other_settings_do_not_go_on(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        generation_metrics(
+            Sampler(stop_after=3),
+            photographs,
+            tmp_path,
+            num_images=9,
+            batch_size=3,
+            extractor=extractor,
+            sampling={"a": 1},
+        )
+    with pytest.raises(CodaError, match="other settings"):
+        generation_metrics(Sampler(), photographs, tmp_path, num_images=9, extractor=extractor, sampling={"a": 2})
+
+
+def test_exported_samples_measure_the_same(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    first = generation_metrics(
+        Sampler(), photographs, tmp_path / "a", num_images=9, extractor=extractor, export_npz=True, batch_size=4
+    )
+    with np.load(tmp_path / "a" / "samples.npz") as found:
+        pictures, labels = found["arr_0"], found["arr_1"]
+    sampler = Sampler()
+    expected = to_uint8(sampler(labels.tolist(), range(9))).permute(0, 2, 3, 1)
+    assert np.array_equal(pictures, expected.numpy())
+    second = generation_metrics(tmp_path / "a" / "samples.npz", photographs, tmp_path / "b", extractor=extractor)
+    assert [f.value for f in second.figures] == [f.value for f in first.figures]
+
+
+def test_statistics_of_the_file_are_inceptions(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    """Another extractor must not be compared with them: the pictures of the file are looked at instead."""
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    np.savez(
+        tmp_path / "reference.npz", arr_0=pictures, mu=np.zeros(6), sigma=np.eye(6), mu_s=np.zeros(4), sigma_s=np.eye(4)
+    )
+    other = generation_metrics(photographs, tmp_path / "reference.npz", tmp_path / "other", extractor=extractor)
+    extractor.name = "inception"
+    inception = generation_metrics(photographs, tmp_path / "reference.npz", tmp_path / "inception", extractor=extractor)
+    assert other["fd_colour"] != inception["fd_colour"]
+    assert other["sfd_colour"] != inception["sfd_colour"]
+    assert other["precision_colour"] == inception["precision_colour"]
+    assert "statistics" in inception.provenance["reference"]
+
+
+def test_a_reference_of_statistics_alone(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    stats = Statistics.of(torch.randn(50, 6))
+    np.savez(tmp_path / "stats.npz", mu=stats.mu, sigma=stats.sigma)
+    with pytest.raises(CodaError, match="use the extractor inception"):
+        generation_metrics(photographs, tmp_path / "stats.npz", tmp_path / "a", extractor=extractor)
+    extractor.name = "inception"
+    report = generation_metrics(photographs, tmp_path / "stats.npz", tmp_path / "b", extractor=extractor)
+    assert report["fd_colour"] is not None
+    assert report["kid_colour"] is None and report["precision_colour"] is None
+
+
+def test_the_reference_is_cropped_to_the_samples(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "samples.npz", arr_0=samples)
+    report = generation_metrics(tmp_path / "samples.npz", photographs, tmp_path / "out", extractor=extractor)
+    assert report.provenance["reference"]["pixels"] == "16x16"
+    assert report.provenance["reference"]["crop"].startswith("centre, 16x16")
+
+
+@pytest.mark.parametrize("balance", ["uniform", "drawn"])
+def test_classes(balance: str) -> None:
+    found = choose_classes([3, 5, 9], 3000, balance, seed=0)
+    assert found == choose_classes([3, 5, 9], 3000, balance, seed=0)
+    counts = [found.count(label) for label in (3, 5, 9)]
+    assert sum(counts) == 3000
+    assert (counts == [1000] * 3) == (balance == "uniform")
+    assert min(counts) > 850
+
+
+def test_wrong_requests_are_one_line(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    with pytest.raises(CodaError, match="uniform or drawn"):
+        generation_metrics(Sampler(), photographs, tmp_path / "a", balance="even", extractor=extractor)
+    with pytest.raises(CodaError, match="two samples"):
+        generation_metrics(Sampler(), photographs, tmp_path / "b", num_images=0, extractor=extractor)
+    with pytest.raises(CodaError, match="two a side"):
+        generation_metrics(photographs, photographs, tmp_path / "c", num_images=1, extractor=extractor)
+    flat = next(iter(photographs.iterdir()))
+    with pytest.raises(CodaError, match="give classes"):
+        generation_metrics(Sampler(), flat, tmp_path / "d", num_images=4, extractor=extractor)
+    with pytest.raises(CodaError, match="expected"):
+        generation_metrics(
+            lambda classes, seeds: torch.zeros(1, 3, 8, 8),
+            photographs,
+            tmp_path / "e",
+            num_images=4,
+            extractor=extractor,
+        )

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from coda.benchmarks import Report, reconstruction_metrics
+from coda.tokenizer import CodaError
+
+pytest.importorskip("torch_fidelity")
+
+
+def test_report_of_a_tokenizer(tokenizer: Any, photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    report = reconstruction_metrics(tokenizer, photographs, tmp_path / "out", extractor=extractor, batch_size=10)
+    assert 8 < (report["psnr"] or 0) < 40
+    assert 0 < (report["ssim"] or 0) < 1
+    assert (report["fd_colour"] or 0) > 1e-3
+    assert report["usage"] is not None and report["perplexity"] is not None
+    (table,) = report.tables
+    assert [row[1] for row in table.rows] == ["8x8", "all"]
+    assert table.rows[0][-1] == 24 * 64
+    assert report.provenance["reference"]["n"] == 24
+    assert report.provenance["reference"]["class_balance"] == "uniform: 8 each of 3 classes"
+    assert report.provenance["reference"]["pixels"] == "32x32"
+    assert len(report.provenance["reference"]["hash"]) == 64
+    for key in ("extractor", "rounding", "seed", "versions", "hardware", "date", "command", "codes"):
+        assert report.provenance[key] is not None, key
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["title"] == "Reconstruction"
+
+
+def test_a_perfect_reconstruction(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    report = reconstruction_metrics(lambda x: x, photographs, tmp_path / "out", extractor=extractor)
+    assert report["psnr"] == 100
+    assert report["ssim"] == pytest.approx(1)
+    assert report["fd_colour"] == pytest.approx(0, abs=1e-6)
+    assert (
+        report.provenance["self_check"].startswith(("0", "-", "1e-", "2e-")) or "e-" in report.provenance["self_check"]
+    )
+    assert report.tables == []
+
+
+def test_the_continuous_vae_is_measured_beside_it(
+    tokenizer: Any, photographs: Path, extractor: Any, tmp_path: Path
+) -> None:
+    def blur(images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+
+    report = reconstruction_metrics(
+        tokenizer, photographs, tmp_path / "out", continuous=blur, extractor=extractor, limit=12
+    )
+    assert (report["continuous_psnr"] or 0) > (report["psnr"] or 0)
+    assert (report["continuous_fd_colour"] or 9) < (report["fd_colour"] or 0)
+    assert report.provenance["reference"]["n"] == 12
+
+
+def test_batch_size_changes_nothing(tokenizer: Any, photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    one, other = (
+        reconstruction_metrics(tokenizer, photographs, tmp_path / str(n), extractor=extractor, batch_size=n, limit=11)
+        for n in (3, 11)
+    )
+    assert [f.value for f in one.figures] == pytest.approx([f.value for f in other.figures])
+
+
+def test_limit_is_drawn_by_the_seed(tokenizer: Any, photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    first, again, other = (
+        reconstruction_metrics(tokenizer, photographs, tmp_path / out, extractor=extractor, limit=5, seed=seed)
+        for out, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert first["psnr"] == again["psnr"] != other["psnr"]
+_measurement_needs_overwrite(tokenizer: Any, photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    reconstruction_metrics(tokenizer, photographs, tmp_path / "out", extractor=extractor, limit=6)
+    with pytest.raises(CodaError, match="overwrite"):
+        reconstruction_metrics(tokenizer, photographs, tmp_path / "out", extractor=extractor, limit=7)
+    report = reconstruction_metrics(
+        tokenizer, photographs, tmp_path / "out", extractor=extractor, limit=7, overwrite=True
+    )
+    assert report.provenance["reference"]["n"] == 7
+
+
+def test_a_broken_picture_is_counted(tokenizer: Any, photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, picture in enumerate(sorted(photographs.rglob("*.png"))[:6]):
+        (folder / f"{i}.png").write_bytes(picture.read_bytes()[: 60 if i == 2 else None])
+    report = reconstruction_metrics(tokenizer, folder, tmp_path / "out", extractor=extractor)
+    assert report.provenance["reference"]["n"] == 5
+    assert "1 broken: 2" in report.provenance["reference"]["skipped"]
+    with pytest.raises(CodaError, match=r"2\.png"):
+        reconstruction_metrics(tokenizer, folder, tmp_path / "strict", extractor=extractor, strict=True)
+
+
+def test_wrong_requests_are_one_line(tokenizer: Any, photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    with pytest.raises(CodaError, match="does not exist"):
+        reconstruction_metrics(tokenizer, tmp_path / "absent", tmp_path / "a", extractor=extractor)
+    with pytest.raises(CodaError, match="no extractor is called 'vgg'"):
+        reconstruction_metrics(tokenizer, photographs, tmp_path / "b", extractor="vgg")
+    with pytest.raises(CodaError, match="limit is 0"):
+        reconstruction_metrics(tokenizer, photographs, tmp_path / "c", extractor=extractor, limit=0)
+    with pytest.raises(CodaError, match="neither encode and decode"):
+        reconstruction_metrics(object(), photographs, tmp_path / "d", extractor=extractor)
+    with pytest.raises(CodaError, match="differ in size"):
+        reconstruction_metrics(lambda x: x[..., :-1], photographs, tmp_path / "e", extractor=extractor)
+    with pytest.raises(CodaError, match="two at least"):
+        reconstruction_metrics(tokenizer, photographs, tmp_path / "f", extractor=extractor, limit=1)
