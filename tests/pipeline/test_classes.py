@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from coda.pipeline.classes import ClassTable, find_classes, imagenet_classes
 from coda.tokenizer import CodaError
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from coda.pipeline.grid import labelled_grid
 from PIL import Image
+
+from coda.pipeline.grid import labelled_grid
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9), (0, 255, 255)]
 
