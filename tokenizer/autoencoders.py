@@ -19,15 +19,20 @@ from torch import nn
 from .errors import CodaError
 from .tiny_autoencoder import AutoencoderTinyMidNorm
 
-# peft matches these as suffixes of module names. What the published training adapts (paper, Section 3.4): both
-# convolutions of every residual block, and those that change the resolution.
-_RESNET_CONVOLUTIONS = ("conv1", "conv2", "downsamplers.0.conv", "upsamplers.0.conv")
+# What the published training adapts (paper, Section 3.4), as ends of module names, which is what peft matches: both
+# convolutions of every residual block; in KL16 those that change the resolution too.
+_RESNET_CONVOLUTIONS = ("conv1", "conv2")
+_KL16_RESAMPLING = ("downsamplers.0.conv", "upsamplers.0.conv")
 
 _REFUSED = {
     "VQModel": "it is discrete already",
     "ConsistencyDecoderVAE": "its decoder draws samples; take the AutoencoderKL that it was made for",
     "AutoencoderKLTemporalDecoder": "its decoder makes video",
 }
+
+
+# One of diffusers' models; which of them, and so its attributes, is only known when it runs.
+Autoencoder = Any
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ KINDS: Mapping[str, AutoencoderKind] = {
 }
 
 
-def autoencoder_class(name: object, where: object) -> type[nn.Module]:
+def autoencoder_class(name: object, where: object) -> type[Autoencoder]:
     """The class called `name`, if it can be adapted.
 
     Args:
@@ -106,14 +111,21 @@ def autoencoder_class(name: object, where: object) -> type[nn.Module]:
     raise CodaError(f"{where} holds a {name}, which cannot be adapted: {reason} (known: {', '.join(KINDS)})")
 
 
-def describe(autoencoder: nn.Module) -> dict[str, Any]:
+def lora_targets(autoencoder: Autoencoder) -> tuple[str, ...]:
+    """Ends of the names of the modules that LoRA goes to: 66 in KL16 and 48 in FLUX.1's VAE, as published."""
+    targets = KINDS[type(autoencoder).__name__].lora_targets
+    is_kl16 = "AttnDownEncoderBlock2D" in autoencoder.config.get("down_block_types", ())
+    return targets + _KL16_RESAMPLING if is_kl16 else targets
+
+
+def describe(autoencoder: Autoencoder) -> dict[str, Any]:
     """The config from which `build` makes the same autoencoder, with random weights."""
     parameters = inspect.signature(type(autoencoder).__init__).parameters
     config = {key: value for key, value in autoencoder.config.items() if key in parameters}
     return {"_class_name": type(autoencoder).__name__, **config}
 
 
-def build(description: Mapping[str, Any]) -> nn.Module:
+def build(description: Mapping[str, Any]) -> Autoencoder:
     """An autoencoder with random weights, from what `describe` gave."""
     arguments = dict(description)
     cls = autoencoder_class(arguments.pop("_class_name", None), "the description")
@@ -123,7 +135,7 @@ def build(description: Mapping[str, Any]) -> nn.Module:
         raise CodaError(f"the description of the {cls.__name__} is wrong: {error}") from error
 
 
-def published_normalisation(autoencoder: nn.Module) -> tuple[list[float], list[float]] | None:
+def published_normalisation(autoencoder: Autoencoder) -> tuple[list[float], list[float]] | None:
     """Shift and scale of the latents as the autoencoder itself states them, each one number or C.
 
     Normalised latents are `(z - shift) * scale`. A scaling factor of 1 without a shift is what classes say when they

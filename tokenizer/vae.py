@@ -17,7 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from .autoencoders import KINDS, autoencoder_class, build, describe, published_normalisation
+from .autoencoders import KINDS, Autoencoder, autoencoder_class, build, describe, published_normalisation
 from .errors import CodaError
 from .hub import fetch, local_path
 from .strict_loading import load_strictly, read_json, read_tensors
@@ -39,7 +39,7 @@ class ContinuousVAE(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        architecture: nn.Module | Mapping[str, Any],
+        architecture: Autoencoder | Mapping[str, Any],
         shift: Sequence[float] | None = None,
         scale: Sequence[float] | None = None,
         image_range: str = "-1,1",
@@ -48,7 +48,7 @@ class ContinuousVAE(ModelMixin, ConfigMixin):
         given = isinstance(architecture, nn.Module)
         description = describe(architecture) if given else dict(architecture)
         self.register_to_config(architecture=description)
-        self.autoencoder = architecture if given else build(description)
+        self.autoencoder: Autoencoder = architecture if given else build(description)
         self.kind = KINDS[description["_class_name"]]
         self._check_config()
 
@@ -68,7 +68,7 @@ class ContinuousVAE(ModelMixin, ConfigMixin):
         return self.config.scale is None
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> torch.Tensor:
         """Weight of the decoder's last layer (for the adaptive weight of an adversarial loss)."""
         weights = [m.weight for m in self.autoencoder.decoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         return weights[-1]
@@ -274,7 +274,7 @@ def _fetch_vae(name: str, subfolder: str | None, variant: str | None, hub: dict[
     return root
 
 
-def _read_foreign_folder(folder: Path) -> nn.Module:
+def _read_foreign_folder(folder: Path) -> Autoencoder:
     pair = taesd_files(folder)
     if pair is not None:
         return taesd_from_files(*pair)
@@ -286,7 +286,7 @@ def _read_foreign_folder(folder: Path) -> nn.Module:
     )
 
 
-def _read_file(path: Path) -> nn.Module:
+def _read_file(path: Path) -> Autoencoder:
     if path.suffix not in _FOREIGN_WEIGHTS:
         raise CodaError(f"{path} is no file of weights ({', '.join(_FOREIGN_WEIGHTS)})")
     if pair := path.stem.endswith(("_encoder", "_decoder")) and taesd_files(path.parent):
@@ -299,11 +299,13 @@ def _read_file(path: Path) -> nn.Module:
     raise CodaError(f"{path} is neither MAR's KL16 nor of the TAESD family; give a diffusers directory")
 
 
-def _finished(autoencoder: nn.Module, dtype: torch.dtype | None) -> ContinuousVAE:
+def _finished(autoencoder: Autoencoder, dtype: torch.dtype | None) -> ContinuousVAE:
     """An autoencoder behind its face."""
     shift, scale = published_normalisation(autoencoder) or (None, None)
     vae = ContinuousVAE(autoencoder, shift, scale, KINDS[type(autoencoder).__name__].image_range)
-    return _frozen(vae if dtype is None else vae.to(dtype))
+    if dtype is not None:
+        nn.Module.to(vae, dtype)  # diffusers' own `to` warns of nothing
+    return _frozen(vae)
 
 
 def _frozen(vae: ContinuousVAE) -> ContinuousVAE:

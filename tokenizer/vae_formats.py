@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from torch import nn
 
 from .errors import CodaError
 from .strict_loading import fill, read_tensors
@@ -126,7 +125,7 @@ def taesd_from_state(state: State, source: object) -> AutoencoderTiny:
         raise CodaError(f"{source} does not fit: decoder.layers.0.weight missing")
     channels = state["decoder.layers.0.weight"].shape[1]
     pooled = any(".pool." in name for name in state)
-    cls: type[nn.Module] = AutoencoderTinyMidNorm if pooled else AutoencoderTiny
+    cls = AutoencoderTinyMidNorm if pooled else AutoencoderTiny
     autoencoder = cls(latent_channels=channels)
     fill(autoencoder, state, source)
     return autoencoder
