@@ -1,0 +1,90 @@
+"""Joining the parts of a cache that several machines have made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..durable import publish_directory, write_json
+from ..errors import CodaError
+from .format import MANIFEST, PROGRESS, VALUE_TABLE, differences, finished_manifest
+from .reader import CodeCache
+
+# Keys of a manifest that only a finished part has.
+_OF_THE_PART = ("part", "images", "samples", "value_table", "shards", "skipped")
+
+
+def merge_caches(parts: Sequence[str | Path], out: str | Path = "runs/cache", overwrite: bool = False) -> CodeCache:
+    """Join all parts 1/n … n/n of a cache, given in any order; the bytes are those of a run that was never divided.
+
+    Shards are linked where the file system allows it, else copied; the parts stay as they are.
+
+    Args:
+        parts: Folders that `tokenize_dataset(…, part="i/n")` wrote.
+        out: Folder of the whole cache.
+        overwrite: Replace a code cache that is there already.
+
+    Raises:
+        CodaError: A part is missing, given twice, damaged, or of another cache than the first.
+    """
+    caches = [CodeCache(part) for part in parts]
+    out = Path(out)
+    if not caches:
+        raise CodaError("there are no parts to merge")
+    numbers: dict[int, CodeCache] = {}
+    first = caches[0].manifest
+    for cache in caches:
+        if cache.manifest["part"] is None:
+            raise CodaError(f"{cache.path} is no part of a cache but a whole one")
+        i, n = cache.manifest["part"]
+        there, here = ({k: v for k, v in m.items() if k not in _OF_THE_PART} for m in (first, cache.manifest))
+        different = differences(there, here) or differences(first["part"][1], n, "number of parts")
+        if different:
+            raise CodaError(f"{caches[0].path} and {cache.path} are of different caches ({'; '.join(different)})")
+        if i in numbers:
+            raise CodaError(f"{numbers[i].path} and {cache.path} are both part {i}/{n}")
+        numbers[i] = cache
+        if out.resolve() in (cache.path.resolve(), *cache.path.resolve().parents):
+            raise CodaError(f"{out} holds the part {cache.path}; choose another --out")
+    count = first["part"][1]
+    missing = [str(i) for i in range(1, count + 1) if i not in numbers]
+    if missing:
+        raise CodaError(f"part {', '.join(missing)} of {count} is missing")
+    if out.exists() and any(out.iterdir()) and not any((out / name).is_file() for name in (MANIFEST, PROGRESS)):
+        raise CodaError(f"{out} holds something that is no code cache; choose another --out")
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise CodaError(f"{out} exists already; choose another --out or give --overwrite")
+    for cache in caches:
+        cache.verify()
+    return _join([numbers[i] for i in range(1, count + 1)], out, overwrite)
+
+
+def _join(parts: Sequence[CodeCache], out: Path, overwrite: bool) -> CodeCache:
+    aside = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        for part in parts:
+            for shard in part.manifest["shards"]:
+                _link_or_copy(part.path / shard["file"], aside / shard["file"])
+        _link_or_copy(parts[0].path / VALUE_TABLE, aside / VALUE_TABLE)
+        first = parts[0].manifest
+        head = {key: value for key, value in first.items() if key not in _OF_THE_PART or key == "part"} | {"part": None}
+        shards = [shard for part in parts for shard in part.manifest["shards"]]
+        skipped = [item for part in parts for item in part.manifest["skipped"]]
+        manifest = finished_manifest(head, first["value_table"]["sha256"], shards, skipped)
+        write_json(aside / MANIFEST, manifest)
+        publish_directory(aside, out, overwrite)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return CodeCache(out)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

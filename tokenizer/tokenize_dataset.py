@@ -1,0 +1,227 @@
+"""Every image of a source as codes, once and for all: what the generator trains from."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from .code_cache import CacheWriter, CodeCache, ShardRows
+from .code_cache.format import FORMAT, FORMAT_VERSION, MANIFEST, VARIANTS
+from .errors import CodaError
+from .images import ImageBatch, ImageDataset, ImageSource, Skipped, open_images, read_batches
+from .images.decoding import ORIENTATION, RESAMPLING, TRANSPARENCY
+from .progress import note, progress
+from .tokenizer import CodaTokenizer
+from .training_state import start_accelerator
+
+
+@dataclass(frozen=True)
+class TokenizeSummary:
+    """What a run has made.
+
+    Attributes:
+        path: The cache.
+        images: Images in it, those of earlier, interrupted runs included.
+        skipped: Items left out, likewise.
+        encoded: Images that this run encoded itself; 0 if the cache was whole already.
+        seconds: What this run took for them.
+    """
+
+    path: Path
+    images: int
+    skipped: list[Skipped]
+    encoded: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput of this run, decoding and writing included."""
+        return self.encoded / self.seconds if self.encoded else 0.0
+
+
+def tokenize_dataset(
+    tokenizer: str | Path | CodaTokenizer,
+    data: str | Path | ImageSource,
+    out: str | Path = "runs/cache",
+    size: int | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    shard_size: int = 16384,
+    flip: bool = False,
+    part: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    overwrite: bool = False,
+    strict: bool = False,
+    max_skipped: int | None = None,
+) -> TokenizeSummary:
+    """Encode all images of a source into a code cache; interrupted, the same call goes on.
+
+    Each image is centre-cropped to the tokenizer's size. Items that cannot be read are left out and named, with the
+    reason, in the cache's manifest.
+
+    Args:
+        tokenizer: The tokenizer, or its directory or hub id. One that is given itself is moved to the device.
+        data: What `open_images` takes.
+        out: The cache's folder.
+        size: Pixels each way, to be sure of: any other than the tokenizer's is refused.
+        batch_size: Images at a time. Other values give the same codes but for ties of rounding.
+        workers: Processes that decode images; changes nothing but the speed.
+        shard_size: Images per file.
+        flip: Encode each image mirrored too, from mirrored pixels.
+        part: "2/4": encode the second of four parts, to be joined by `merge_caches`.
+        device: "auto", "cpu", "mps", "cuda" or "cuda:N".
+        dtype: Precision of the VAE's encoder, "float32", "bfloat16" or "auto" (the second on CUDA). The quantizer
+            always works in float32.
+        overwrite: Replace another cache in `out`, or make the same anew.
+        strict: Stop at the first item that cannot be read.
+        max_skipped: Stop when more than so many items cannot be read.
+
+    Raises:
+        CodaError: There is nothing to encode, `out` is taken, the size does not fit, or items cannot be read.
+    """
+    if batch_size < 1 or shard_size < 1:
+        raise CodaError(f"batch size {batch_size} and shard size {shard_size}: both must be at least 1")
+    if not isinstance(tokenizer, CodaTokenizer):
+        tokenizer = CodaTokenizer.from_pretrained(tokenizer)
+    if size is not None and (size, size) != tokenizer.size:
+        height, width = tokenizer.size
+        raise CodaError(f"size {size} does not fit the tokenizer, which takes images of {height}x{width} pixels")
+    source = open_images(data)
+    accelerator = start_accelerator(device, dtype)
+    if accelerator.num_processes > 1:
+        raise CodaError("several processes share this work by --part 1/n … n/n and merge-cache, not by a launcher")
+    value_table = tokenizer.value_table().cpu()
+    tokenizer.to(accelerator.device).eval()
+    precision = "bfloat16" if accelerator.mixed_precision == "bf16" else str(tokenizer.vae.dtype).split(".")[-1]
+    head = describe_cache(tokenizer, source, precision, shard_size, flip, _parse_part(part))
+
+    began = time.monotonic()
+    with closing(CacheWriter(out, head, value_table, overwrite)) as writer:
+        encoded = 0
+        if not writer.complete:
+            images = _read_remaining(writer, source, tokenizer.size, batch_size, workers)
+            encode = partial(_encode, tokenizer, accelerator, flip)
+            encoded = _write_codes(writer, images, encode, source.location, 0 if strict else max_skipped)
+            writer.finish()
+    seconds = time.monotonic() - began
+    cache = CodeCache(out)
+    skipped = [Skipped(**item) for item in cache.manifest["skipped"]]
+    if skipped:
+        note(f"left out {len(skipped):,} items; the first, {skipped[0].key}, {skipped[0].reason}; all in {MANIFEST}")
+    return TokenizeSummary(cache.path, cache.num_images, skipped, encoded, seconds)
+
+
+def describe_cache(
+    tokenizer: CodaTokenizer,
+    source: ImageSource,
+    precision: str,
+    shard_size: int,
+    flip: bool,
+    part: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """All that decides which bytes a cache holds: the first half of its manifest."""
+    described = tokenizer.describe()
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "tokenizer": {name: described[name] for name in described if name not in ("fingerprint", "layout", "size")},
+        "layout": tokenizer.layout.to_json(),
+        "codes": str(tokenizer.layout.dtype_on_disk).split(".")[-1],
+        "variants": list(VARIANTS if flip else VARIANTS[:1]),
+        "preprocessing": {
+            "size": list(tokenizer.size),
+            "crop": "center",
+            "resampling": RESAMPLING,
+            "orientation": ORIENTATION,
+            "transparency": TRANSPARENCY,
+            "precision": precision,
+        },
+        "source": {"kind": source.kind, "items": len(source), "fingerprint": source.fingerprint},
+        "num_classes": source.num_classes,
+        "class_names": source.class_names,
+        "shard_size": shard_size,
+        "part": None if part is None else list(part),
+    }
+
+
+def _read_remaining(
+    writer: CacheWriter, source: ImageSource, size: tuple[int, int], batch_size: int, workers: int
+) -> Iterator[tuple[int, ImageBatch]]:
+    """What is left to encode, in batches that end where a shard ends: (one past the last item, images)."""
+    batches = [
+        range(start, min(span.stop, start + batch_size))
+        for span in writer.remaining()
+        for start in range(span.start, span.stop, batch_size)
+    ]
+    requests = ([(i, i) for i in batch] for batch in batches)
+    loaded = read_batches(ImageDataset(source, size), requests, workers)
+    return zip((batch.stop for batch in batches), loaded, strict=True)
+
+
+def _write_codes(
+    writer: CacheWriter,
+    batches: Iterator[tuple[int, ImageBatch]],
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    location: str,
+    most_skipped: int | None,
+) -> int:
+    """Encode and append batch by batch; returns the number of images. What is done survives an interruption."""
+    encoded = 0
+    done = writer.items - sum(map(len, writer.remaining()))
+    try:
+        with progress("Tokenizing", writer.items, "images", completed=done) as bar:
+            _check_skipped(writer.skipped, location, most_skipped)
+            for upto, batch in batches:
+                if batch.skipped:
+                    _check_skipped([*writer.skipped, *batch.skipped], location, most_skipped)
+                codes = encode(batch.images) if len(batch) else torch.empty(0, *writer.shape, dtype=torch.int64)
+                writer.append(ShardRows(codes, batch.labels, batch.indices, batch.keys), batch.skipped, upto)
+                encoded += len(batch)
+                bar.advance(len(batch) + len(batch.skipped), skipped=writer.num_skipped)
+    except (KeyboardInterrupt, CodaError):
+        writer.save_pending()
+        raise
+    return encoded
+
+
+def _check_skipped(skipped: list[Skipped], location: str, most: int | None) -> None:
+    if most is None or len(skipped) <= most:
+        return
+    last = skipped[most]
+    raise CodaError(
+        f"{last.key} in {location} {last.reason}"
+        + (f"; {most:,} others were left out already, which is as many as may be" if most else "")
+    )
+
+
+@torch.no_grad()
+def _encode(tokenizer: CodaTokenizer, accelerator: Accelerator, flip: bool, images: torch.Tensor) -> torch.Tensor:
+    """Codes (B, V, T) on the CPU of images (B, 3, H, W) in [-1, 1]."""
+    images = images.to(accelerator.device)
+    variants = []
+    for pixels in (images, images.flip(-1))[: 2 if flip else 1]:
+        with accelerator.autocast():
+            latents = tokenizer.vae.encode(pixels)
+        variants.append(tokenizer.quantizer.encode(latents.float()))
+    return torch.stack(variants, dim=1).cpu()
+
+
+def _parse_part(part: str | None) -> tuple[int, int] | None:
+    """The two numbers of a part such as "2/4"."""
+    if part is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise CodaError(f"part {part!r} is none; the second of four parts is 2/4")
+    return int(match[1]), int(match[2])
