@@ -7,6 +7,7 @@ D hidden width · H heads · F width of the MLP · R rank of the modulation
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +43,10 @@ class LevelAttentionProcessor:
 class Attention(nn.Module, AttentionModuleMixin):
     """Multi-head self-attention with normalised queries and keys (QK-norm), no biases."""
 
-    _default_processor_cls = LevelAttentionProcessor
+    _default_processor_cls: Any = LevelAttentionProcessor
     _available_processors = [LevelAttentionProcessor]  # noqa: RUF012  diffusers declares it so
     _supports_qkv_fusion = False  # always fused
+    processor: Any
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -54,7 +56,7 @@ class Attention(nn.Module, AttentionModuleMixin):
         self.norm_q = nn.LayerNorm(width // heads, bias=False)
         self.norm_k = nn.LayerNorm(width // heads, bias=False)
         self.to_out = nn.Linear(width, width, bias=False)
-        self.set_processor(LevelAttentionProcessor())
+        self.processor = LevelAttentionProcessor()
 
     def forward(self, hidden: torch.Tensor, cells: Sequence[int]) -> torch.Tensor:
         """(B, N, D) -> (B, N, D), attention within runs of `cells` cells."""

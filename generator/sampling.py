@@ -96,11 +96,13 @@ def sample_codes(
         cells = slice(layout.offsets[level], layout.offsets[level + 1])
         noise = _level_noise(generators, steps[level], side, device)
 
-        def after(step: int, filled: torch.Tensor, level: int = level, cells: slice = cells) -> torch.Tensor:
+        def after(
+            step: int, filled: torch.Tensor, level: int = level, cells: slice = cells, before: torch.Tensor = prefix
+        ) -> torch.Tensor:
             """Report a step of this level; returns its codes (B, n), replaced or not."""
             nonlocal codes, index
             codes = torch.cat([codes[:, : cells.start], filled, codes[:, cells.stop :]], dim=1)
-            replaced = on_step(SamplingStep(level, step, index, total, codes, prefix)) if on_step else None
+            replaced = on_step(SamplingStep(level, step, index, total, codes, before)) if on_step else None
             codes = codes if replaced is None else replaced
             index += 1
             return codes[:, cells]
@@ -261,11 +263,8 @@ def draw_codes(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) 
     logits = logits.sub(likeliest).div_(temperature or 1.0).clamp_(min=-80)
     mass = logits.exp().cumsum(dim=1)  # (r, K) distribution function, not normalised
     total = mass[:, -1:]
-    if temperature == 0:
-        codes = best
-    else:
-        # 1 - uniform is in (0, 1]: a code is found that has mass, even by the extreme numbers.
-        codes = torch.searchsorted(mass, (1 - uniform[:, None]) * total)
+    # 1 - uniform is in (0, 1]: a code is found that has mass, even by the extreme numbers.
+    codes = best if temperature == 0 else torch.searchsorted(mass, (1 - uniform[:, None]) * total)
     return codes[:, 0], (logits.gather(1, codes) - total.log())[:, 0]
 
 

@@ -15,7 +15,7 @@ from .sampling import ORDERS, Predict, SamplingStep, sample_codes
 from .schedules import GUIDANCE_SCHEDULES, MASK_LAWS, guidance_scale_at, steps_per_level
 
 
-class MaskGitScheduler(SchedulerMixin, ConfigMixin):
+class MaskGitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both name their config file
     """How masked codes are filled.
 
     Args:
@@ -67,7 +67,7 @@ class MaskGitScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             CodaError: Fewer steps than levels.
         """
-        asked = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        asked = self.config["num_inference_steps"] if num_inference_steps is None else num_inference_steps
         self.steps = steps_per_level(asked, layout)
         self.timesteps = torch.arange(sum(self.steps))
 
@@ -86,19 +86,19 @@ class MaskGitScheduler(SchedulerMixin, ConfigMixin):
         """Sample codes (B, T) with these settings; arguments as in `sample_codes`, None means as configured."""
         self.set_timesteps(num_inference_steps, layout)
         config = self.config
-        scale = config.guidance_scale if guidance_scale is None else guidance_scale
-        interval = (config.guidance_interval[0], config.guidance_interval[1])
+        scale = config["guidance_scale"] if guidance_scale is None else guidance_scale
+        first, last = config["guidance_interval"]
         return sample_codes(
             predict,
             layout,
             value_table,
             self.steps,
             generators,
-            order=config.order,
-            temperature=config.temperature,
-            confidence_noise=config.confidence_noise,
-            mask_law=config.mask_law,
-            guidance=lambda progress: guidance_scale_at(progress, scale, config.guidance_schedule, interval),
+            order=config["order"],
+            temperature=config["temperature"],
+            confidence_noise=config["confidence_noise"],
+            mask_law=config["mask_law"],
+            guidance=lambda progress: guidance_scale_at(progress, scale, config["guidance_schedule"], (first, last)),
             known=known,
             on_step=on_step,
         )

@@ -41,7 +41,7 @@ def guidance_scale_at(
 
     Args:
         progress: In [0, 1].
-        scale: The scale in full, as diffusers counts it: logits = unconditional + scale · (conditional − unconditional).
+        scale: The scale in full, as diffusers counts it: unconditional + scale · (conditional − unconditional) logits.
         schedule: "constant"; "linear", growing from 1 to `scale` over the interval; "cosine", the same, later
             (MDT, arXiv 2303.14389, Equation 6, with power 1).
         interval: Where guidance acts at all; outside of it the scale is 1 and its half of the work is saved

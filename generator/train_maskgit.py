@@ -5,30 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from coda.tokenizer.code_cache import CodeCache
 from coda.tokenizer.determinism import derived_seed, epoch_order, step_generator
 from coda.tokenizer.errors import CodaError
 from coda.tokenizer.progress import progress
-from coda.tokenizer.run_directory import Checkpoint, RunDirectory
+from coda.tokenizer.run_directory import RunDirectory
+from coda.tokenizer.training_state import process_of, start_accelerator
 
 from .masking import draw_training
 from .objective import MaskedCodeObjective
-from .presets import Preset, resolve_preset
+from .presets import resolve_preset
 from .scheduler import MaskGitScheduler
-from .schedules import learning_rate_at
+from .schedules import learning_rate_at, mask_ratio
+from .training_state import checkpoint_tensors, new_average, new_optimizer, restore
 from .transformer import MaskGitTransformer
 
 _LOG_EVERY = 20
-_BETAS, _WEIGHT_DECAY, _LARGEST_GRADIENT = (0.9, 0.96), 0.03, 1.0  # MaskGIT's optimiser, with clipping
+_LARGEST_GRADIENT = 1.0
 
 
 def train_maskgit(
@@ -79,7 +80,7 @@ def train_maskgit(
         gradient_checkpointing: Recompute blocks in the backward pass: less memory, a third more work.
         workers: Processes that read the cache ahead; 0 reads in this one.
         seed: Seed of the weights, the order and every draw.
-        device: "auto", "cpu", "cuda", "cuda:1", …
+        device: "auto", "cpu", "mps", "cuda" or "cuda:N".
         dtype: "float32", "bfloat16" (mixed precision), or "auto": bfloat16 on CUDA, float32 elsewhere.
         overwrite: Start anew over whatever `out` holds.
         checkpoint_every: Steps between checkpoints.
@@ -90,61 +91,108 @@ def train_maskgit(
     Raises:
         CodaError: A bad setting, a damaged cache, or `out` holds something else.
     """
-    if min(steps, batch_size, checkpoint_every) < 1:
-        raise CodaError("steps, batch_size and checkpoint_every must be at least 1")
-    for name, share in (("class_dropout", class_dropout), ("corruption", corruption), ("ema_decay", ema_decay)):
-        if not 0 <= share <= 1:
-            raise CodaError(f"{name} {share} is not within [0, 1]")
+    accelerator = start_accelerator(device, dtype)
     cache = cache if isinstance(cache, CodeCache) else CodeCache(cache)
     size = resolve_preset(preset, hidden_size, depth, num_heads)
-    warmup = min(1_000, steps // 20) if warmup is None else warmup
-    accelerator = _accelerator(device, dtype)
-    if batch_size % accelerator.num_processes:
-        raise CodaError(f"batch_size {batch_size} does not divide among {accelerator.num_processes} processes")
-    settings = {
-        "cache": _digest(cache.manifest),
-        "hidden_size": size.hidden_size,
-        "depth": size.depth,
-        "num_heads": size.num_heads,
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
-        "lr_decay": lr_decay,
-        "warmup": warmup,
-        "class_dropout": class_dropout,
-        "corruption": corruption,
-        "mask_law": mask_law,
-        "ema_decay": ema_decay,
-        "seed": seed,
-        "dtype": accelerator.mixed_precision,
-    }
+    settings = _Settings(
+        cache=_digest(cache.manifest),
+        hidden_size=size.hidden_size,
+        depth=size.depth,
+        num_heads=size.num_heads,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        lr_decay=lr_decay,
+        warmup=min(1_000, steps // 20) if warmup is None else warmup,
+        class_dropout=class_dropout,
+        corruption=corruption,
+        mask_law=mask_law,
+        ema_decay=ema_decay,
+        seed=seed,
+        precision=accelerator.mixed_precision,
+    )
+    if checkpoint_every < 1:
+        raise CodaError(f"checkpoint_every {checkpoint_every} must be at least 1")
+    process_of(accelerator, batch_size)  # a batch that cannot be shared out is refused before anything is written
     with accelerator.main_process_first():
-        run = RunDirectory(out, "generator", settings, overwrite=overwrite and accelerator.is_main_process)
-    if run.complete:
-        return run.path
+        run = RunDirectory(out, "generator", asdict(settings), overwrite=overwrite and accelerator.is_main_process)
+    if not run.complete:
+        transformer = _new_transformer(cache, settings)
+        if gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        _train(transformer, cache, settings, run, accelerator, workers, checkpoint_every)
+    return run.path
 
-    transformer = _new_transformer(cache, size, seed)
-    if gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(_parameter_groups(transformer), lr=lr, betas=_BETAS, fused=_fusable(accelerator))
-    objective, optimizer = accelerator.prepare(MaskedCodeObjective(transformer), optimizer)
-    average = AveragedModel(transformer, multi_avg_fn=_averaging(ema_decay))
-    start = _restore(run.latest(), transformer, average, optimizer)
+
+@dataclass(frozen=True)
+class _Settings:
+    """Everything that changes the result; see `train_maskgit`."""
+
+    cache: str
+    hidden_size: int
+    depth: int
+    num_heads: int
+    steps: int
+    batch_size: int
+    lr: float
+    lr_decay: str
+    warmup: int
+    class_dropout: float
+    corruption: float
+    mask_law: str
+    ema_decay: float
+    seed: int
+    precision: str
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size) < 1:
+            raise CodaError(f"steps {self.steps} and batch_size {self.batch_size} must be at least 1")
+        for name in ("class_dropout", "corruption", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise CodaError(f"{name} {getattr(self, name)} is not within [0, 1]")
+        mask_ratio(torch.tensor(0.5), self.mask_law)  # a wrong name is refused now, not at the first step
+        learning_rate_at(self.warmup, self.lr, self.warmup, self.steps, self.lr_decay)
+
+
+def _train(
+    transformer: MaskGitTransformer,
+    cache: CodeCache,
+    settings: _Settings,
+    run: RunDirectory,
+    accelerator: Accelerator,
+    workers: int,
+    checkpoint_every: int,
+) -> None:
+    """The training loop, from the newest checkpoint to the finished directory."""
+    fused = accelerator.device.type in ("cpu", "cuda")
+    objective, optimizer = accelerator.prepare(
+        MaskedCodeObjective(transformer), new_optimizer(transformer, settings.lr, fused)
+    )
+    average = new_average(transformer, settings.ema_decay)
+    start = restore(run.latest(), transformer, average, optimizer)
     if accelerator.is_main_process:
         run.forget_log_after(start)
 
-    local = batch_size // accelerator.num_processes
-    first = accelerator.process_index * local
-    stream = _CodeStream(cache, batch_size, seed, first, first + local)
-    loader = DataLoader(stream, batch_size=None, sampler=range(start, steps), num_workers=workers)
+    process, processes = process_of(accelerator, settings.batch_size)
+    local = settings.batch_size // processes
+    first = process * local
+    stream = _CodeStream(cache, settings.batch_size, settings.seed, first, first + local)
+    loader = DataLoader(stream, batch_size=None, sampler=range(start, settings.steps), num_workers=workers)
     objective.train()
-    with progress("Training the generator", total=steps, unit="steps", completed=start) as bar:
-        for step, (codes, labels) in zip(range(start, steps), loader, strict=True):
-            generator = step_generator(seed, step)
-            draw = draw_training(cache.layout, batch_size, generator, mask_law, corruption, class_dropout)
+    with progress("Training the generator", total=settings.steps, unit="steps", completed=start) as bar:
+        for step, (codes, labels) in zip(range(start, settings.steps), loader, strict=True):
+            draw = draw_training(
+                cache.layout,
+                settings.batch_size,
+                step_generator(settings.seed, step),
+                settings.mask_law,
+                settings.corruption,
+                settings.class_dropout,
+            )
             draw = draw.rows(first, first + local).to(accelerator.device)
+            lr = learning_rate_at(step, settings.lr, settings.warmup, settings.steps, settings.lr_decay)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, lr, warmup, steps, lr_decay)
+                group["lr"] = lr
             cost = objective(codes.to(accelerator.device), labels.to(accelerator.device), draw)
             accelerator.backward(cost.loss)
             gradient = accelerator.clip_grad_norm_(objective.parameters(), _LARGEST_GRADIENT)
@@ -153,20 +201,19 @@ def train_maskgit(
             average.update_parameters(transformer)
 
             done = step + 1
-            shown = {}
-            if done % _LOG_EVERY == 0 or done == steps:
-                shown = {"loss": _finite(float(cost.loss), done)}
+            shown: dict[str, Any] = {}
+            if done % _LOG_EVERY == 0 or done == settings.steps:
+                shown = {"loss": _finite(float(cost.loss.detach()), done)}
                 if accelerator.is_main_process:
                     levels = {f"loss_level_{i}": loss for i, loss in enumerate(cost.level_losses.tolist())}
-                    run.log(done, **shown, **levels, gradient=float(gradient), lr=optimizer.param_groups[0]["lr"])
-            if done % checkpoint_every == 0 and done < steps and accelerator.is_main_process:
-                run.save(done, _tensors(transformer, average, optimizer))
+                    run.log(done, **shown, **levels, gradient=float(gradient), lr=lr)
+            if done % checkpoint_every == 0 and done < settings.steps and accelerator.is_main_process:
+                run.save(done, checkpoint_tensors(transformer, average, optimizer))
             bar.advance(**shown)
 
     if accelerator.is_main_process:
-        run.finish(lambda folder: _write(folder, average.module, mask_law))
+        run.finish(lambda folder: _write(folder, average.module, settings.mask_law))
     accelerator.wait_for_everyone()
-    return run.path
 
 
 class _CodeStream(Dataset):
@@ -189,101 +236,30 @@ class _CodeStream(Dataset):
         return int(self._order[within])
 
 
-def _accelerator(device: str, dtype: str) -> Accelerator:
-    """Device, precision and processes; several trainings of one process may differ in them."""
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise CodaError(f"dtype {dtype!r} is none of auto, float32, bfloat16")
-    if PartialState().num_processes == 1:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise CodaError(f"device {device!r}: this machine or this build of torch has no CUDA")
-        torch.cuda.set_device(torch.device(device))
-    elif device not in ("auto", "cpu", "mps"):
-        raise CodaError(f"device {device!r} is none of auto, cpu, cuda, cuda:N, mps")
-    on_cuda = device != "cpu" and torch.cuda.is_available()
-    precision = "bf16" if dtype == "bfloat16" or (dtype == "auto" and on_cuda) else "no"
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
-
-
 def _digest(manifest: dict[str, Any]) -> str:
     """What makes one cache another: a hash of its manifest."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _new_transformer(cache: CodeCache, size: Preset, seed: int) -> MaskGitTransformer:
-    """A transformer for the cache's codes, its weights drawn from `seed`."""
-    seen = sorted({label for label in cache.labels.tolist() if label >= 0})
-    names = cache.manifest.get("class_names")
-    num_classes = max([*seen, len(names or ()) - 1]) + 1 if seen or names else 0
+def _new_transformer(cache: CodeCache, settings: _Settings) -> MaskGitTransformer:
+    """A transformer for the cache's codes, its weights drawn from the seed."""
+    seen = sorted(set(cache.labels.tolist()) - {-1})
     with torch.random.fork_rng():
-        torch.manual_seed(derived_seed("weights", seed))
+        torch.manual_seed(derived_seed("weights", settings.seed))
         transformer = MaskGitTransformer(
             sides=[list(side) for side in cache.layout.sides],
             codebook_size=cache.layout.codebook_size,
             latent_channels=cache.value_table.shape[1],
-            num_classes=num_classes,
-            hidden_size=size.hidden_size,
-            depth=size.depth,
-            num_heads=size.num_heads,
+            num_classes=cache.num_classes,
+            hidden_size=settings.hidden_size,
+            depth=settings.depth,
+            num_heads=settings.num_heads,
             class_labels=seen,
-            class_names=names,
-            tokenizer_fingerprint=cache.manifest.get("tokenizer_fingerprint"),
+            class_names=cache.class_names,
+            tokenizer_fingerprint=cache.tokenizer_fingerprint,
         )
     transformer.set_value_table(cache.value_table)
     return transformer
-
-
-def _parameter_groups(transformer: MaskGitTransformer) -> list[dict[str, Any]]:
-    """Weight decay for the matrices of the blocks; none for embeddings and norms."""
-    decayed, free = [], []
-    for name, parameter in transformer.named_parameters():
-        (decayed if parameter.ndim == 2 and "embedding" not in name else free).append(parameter)
-    return [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": free, "weight_decay": 0.0}]
-
-
-def _fusable(accelerator: Accelerator) -> bool:
-    return accelerator.device.type in ("cpu", "cuda")
-
-
-def _averaging(decay: float) -> Any:
-    """EMA whose decay grows to `decay`: an average over about a tenth of a young run."""
-
-    @torch.no_grad()
-    def update(averages: list[torch.Tensor], current: list[torch.Tensor], updates: torch.Tensor | int) -> None:
-        young = (1 + int(updates)) / (10 + int(updates))
-        torch._foreach_lerp_(averages, current, 1 - min(decay, young))
-
-    return update
-
-
-def _tensors(transformer: torch.nn.Module, average: AveragedModel, optimizer: Any) -> dict[str, torch.Tensor]:
-    """All that a resumed run needs; what is random follows from seed and step."""
-    tensors = {f"model.{name}": tensor for name, tensor in transformer.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
-    return tensors
-
-
-def _restore(
-    checkpoint: Checkpoint | None, transformer: torch.nn.Module, average: AveragedModel, optimizer: Any
-) -> int:
-    """Put everything back as it was; returns the steps already done."""
-    if checkpoint is None:
-        return 0
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
-    for name, tensor in checkpoint.tensors.items():
-        part, rest = name.split(".", 1)
-        parts[part][rest] = tensor
-    transformer.load_state_dict(parts["model"])
-    average.load_state_dict(parts["average"])
-    state = optimizer.state_dict()
-    for name, tensor in parts["optimizer"].items():
-        index, key = name.split(".")
-        state["state"].setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(state)
-    return checkpoint.step
 
 
 def _finite(loss: float, step: int) -> float:

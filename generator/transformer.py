@@ -24,6 +24,7 @@ from torch import nn
 from coda.tokenizer.errors import CodaError
 from coda.tokenizer.layout import CodeLayout
 from coda.tokenizer.residual import reduce
+from coda.tokenizer.strict_loading import account_for
 
 from .blocks import POSITION_FEATURES, Block, Modulation, modulated_norm, position_features
 from .sampling import Predict
@@ -44,7 +45,7 @@ class MaskGitOutput:
     features: torch.Tensor
 
 
-class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):
+class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc]  # two config names
     """Predicts masked codes of a level from its other codes, the prefix latent of earlier levels, and the class.
 
     Args:
@@ -63,7 +64,10 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # noqa: RUF012  diffusers declares it so
+    _no_split_modules: Any = ["Block"]  # noqa: RUF012  diffusers declares it so
+    _gradient_checkpointing_func: Any
+    value_table: torch.Tensor
+    positions: torch.Tensor
 
     @register_to_config
     def __init__(
@@ -124,14 +128,14 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):
         """Load a generator as `diffusers.ModelMixin.from_pretrained` does, but strictly.
 
         Raises:
-            CodaError: A weight is missing from the checkpoint or unknown to the model.
+            CodaError: A weight is missing from the checkpoint, unknown to the model, or of another shape.
         """
         asked = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        for what in ("missing", "unexpected"):
-            if keys := info[f"{what}_keys"]:
-                raise CodaError(f"{pretrained_model_name_or_path}: {what} weight {keys[0]} ({len(keys)} {what} in all)")
-        return (model, info) if asked else model
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        model, found = loaded
+        misshapen = [key[0] for key in found["mismatched_keys"]]
+        account_for(pretrained_model_name_or_path, found["missing_keys"], found["unexpected_keys"], misshapen)
+        return loaded if asked else model
 
     @torch.no_grad()
     def set_value_table(self, value_table: torch.Tensor) -> None:

@@ -111,7 +111,7 @@ def test_a_missing_weight_is_an_error(model, tmp_path, lost):
     tensors = load_file(file)
     del tensors[lost]
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(CodaError, match=f"missing weight {lost}"):
+    with pytest.raises(CodaError, match=f"{lost} missing"):
         MaskGitTransformer.from_pretrained(tmp_path)
 
 
@@ -119,7 +119,7 @@ def test_an_unknown_weight_is_an_error(model, tmp_path):
     model.save_pretrained(tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     save_file(load_file(file) | {"stray": torch.zeros(1)}, file, {"format": "pt"})
-    with pytest.raises(CodaError, match="unexpected weight stray"):
+    with pytest.raises(CodaError, match="stray unexpected"):
         MaskGitTransformer.from_pretrained(tmp_path)
 
 

@@ -1,0 +1,59 @@
+"""Small code caches, made without any picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from coda.tokenizer.code_cache import FORMAT_VERSION, CacheWriter, ShardRows
+from coda.tokenizer.layout import CodeLayout
+
+SIDES, CODES, CLASSES = (1, 2, 4), 16, 3
+
+
+@pytest.fixture
+def layout() -> CodeLayout:
+    return CodeLayout(SIDES, CODES)
+
+
+@pytest.fixture
+def prototypes(layout: CodeLayout) -> torch.Tensor:
+    """What pictures of each class look like: (classes, T)."""
+    return torch.randint(0, CODES, (CLASSES, layout.num_tokens), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path, layout: CodeLayout, prototypes: torch.Tensor) -> Callable[..., Path]:
+    """A cache of pictures that are their class's prototype with one code in twenty replaced."""
+
+    def make(name: str = "cache", labelled: bool = True, images: int = 96) -> Path:
+        generator = torch.Generator().manual_seed(4)
+        labels = torch.arange(images) % CLASSES
+        codes = prototypes[labels]
+        noise = torch.randint(0, CODES, codes.shape, generator=generator)
+        codes = torch.where(torch.rand(codes.shape, generator=generator) < 0.05, noise, codes)
+        if not labelled:
+            labels = torch.full_like(labels, -1)
+        head = {
+            "format": "coda code cache",
+            "format_version": FORMAT_VERSION,
+            "layout": layout.to_json(),
+            "tokenizer_fingerprint": "f" * 64,
+            "variants": ["original"],
+            "source": {"items": images},
+            "num_classes": CLASSES + 2 if labelled else 0,  # two classes are not seen
+            "class_names": ["ant", "bee", "cat", "dog", "eel"] if labelled else None,
+            "shard_size": images,
+            "part": None,
+        }
+        writer = CacheWriter(tmp_path / name, head, torch.randn(CODES, 3, generator=generator))
+        rows = ShardRows(codes[:, None], labels, torch.arange(images), [str(i) for i in range(images)])
+        writer.append(rows, [], images)
+        writer.finish()
+        writer.close()
+        return tmp_path / name
+
+    return make
