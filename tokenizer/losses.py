@@ -1,0 +1,96 @@
+"""The losses of both trainings, as pure functions of tensors.
+
+Shapes: images and reconstructions (B, 3, H, W), [-1, 1] (reconstructions not clamped); latents (B, C, h, w).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .perceptual import LiteFeatures, perceptual_loss
+
+
+@dataclass(frozen=True)
+class ReconstructionLoss:
+    """How far reconstructions are from their images.
+
+    Attributes:
+        total: The weighted sum, a scalar with gradients.
+        l1, l2, perceptual: Its parts before weighting, scalars without gradients.
+    """
+
+    total: torch.Tensor
+    l1: torch.Tensor
+    l2: torch.Tensor
+    perceptual: torch.Tensor
+
+
+def reconstruction_loss(
+    reconstructions: torch.Tensor,
+    images: torch.Tensor,
+    features: LiteFeatures | None,
+    l1_weight: float,
+    l2_weight: float,
+    perceptual_weight: float,
+) -> ReconstructionLoss:
+    """Mean absolute, mean squared and perceptual distance; `features` may be None where the last weighs nothing."""
+    l1 = F.l1_loss(reconstructions, images)
+    l2 = F.mse_loss(reconstructions, images)
+    perceptual = torch.zeros_like(l1)
+    if perceptual_weight:
+        assert features is not None, "a perceptual loss needs a network that looks"
+        perceptual = perceptual_loss(features, reconstructions, images)
+    total = l1_weight * l1 + l2_weight * l2 + perceptual_weight * perceptual
+    return ReconstructionLoss(total, l1.detach(), l2.detach(), perceptual.detach())
+
+
+def kl_loss(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """KL divergence of N(mean, exp logvar) from N(0, 1), nats per latent element: a scalar."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def hinge_discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """What the discriminator lowers: logits of photographs above 1, of reconstructions below -1."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def hinge_generator_loss(fake: torch.Tensor) -> torch.Tensor:
+    """What the tokenizer lowers: the negated logits of its reconstructions."""
+    return -fake.mean()
+
+
+def adaptive_weight(
+    last_layer: nn.Module,
+    layer_input: torch.Tensor,
+    reconstruction_gradient: torch.Tensor,
+    adversarial_gradient: torch.Tensor,
+    maximum: float = 1e4,
+) -> torch.Tensor:
+    """Weight that makes the adversarial loss as strong as the reconstruction loss at the decoder's last layer.
+
+    VQGAN's λ = |∂L_rec/∂W| / (|∂L_adv/∂W| + 1e-4) with W the weight of the *last* layer (Esser et al., 2021, Eq 7).
+    The layer may be frozen, as it is under LoRA: its weight's gradients are made here from the gradients at its
+    output, and the rest of the decoder is not run backwards for them.
+
+    Args:
+        last_layer: The decoder's last convolution or linear layer.
+        layer_input: What it was given.
+        reconstruction_gradient: ∂L_rec/∂(its output).
+        adversarial_gradient: ∂L_adv/∂(its output).
+        maximum: Of the weight.
+
+    Returns:
+        A scalar without gradients.
+    """
+    weight = last_layer.get_parameter("weight").detach().float().requires_grad_()
+    with torch.enable_grad(), torch.autocast(layer_input.device.type, enabled=False):
+        output = torch.func.functional_call(last_layer, {"weight": weight}, (layer_input.detach().float(),))
+    norms = [
+        torch.autograd.grad(output, weight, gradient.detach().float(), retain_graph=True)[0].norm()
+        for gradient in (reconstruction_gradient, adversarial_gradient)
+    ]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(max=maximum)
