@@ -50,6 +50,7 @@ class Parsed:
 
     parse: Callable[[Any], Any]
     what: str
+    metavar: str
 
 
 class Unsplit:
@@ -102,11 +103,14 @@ Seed = Annotated[int, Range(0, 2**62)]
 Positive = Annotated[float, Range(0, open_low=True)]
 Weight = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
-Side = Annotated[Any, Parsed(parse_side, "a side like 4 or 2x4")]
-Device = Annotated[str, Parsed(parse_device, "a device: auto, cpu, cuda, cuda:1 or mps")]
-Box = Annotated[Any, Parsed(parse_box, "a box like 64,64,192,192: left,top,right,bottom")]
-Region = Annotated[Any, Parsed(parse_region, "a box like 64,64,192,192 (left,top,right,bottom) or a mask image")]
-Part = Annotated[str, Parsed(parse_part, "a part like 1/4")]
+Side = Annotated[Any, Parsed(parse_side, "a side like 4 or 2x4", "SIDE")]
+Size = Annotated[Any, Parsed(parse_side, "a number of pixels like 256, or 192x256 (height x width)", "PIXELS")]
+Device = Annotated[str, Parsed(parse_device, "a device: auto, cpu, cuda, cuda:1 or mps", "DEVICE")]
+Box = Annotated[Any, Parsed(parse_box, "a box like 64,64,192,192: left,top,right,bottom", "L,T,R,B")]
+Region = Annotated[
+    Any, Parsed(parse_region, "a box like 64,64,192,192 (left,top,right,bottom) or a mask image", "L,T,R,B|PATH")
+]
+Part = Annotated[str, Parsed(parse_part, "a part like 1/4", "I/N")]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 TrainingPrecision = Literal["auto", "float32", "bfloat16"]
 
@@ -127,9 +131,10 @@ class Kind:
     def metavar(self) -> str:
         """How help names a value."""
         if self.choices:
-            return "|".join(map(str, self.choices))
+            return "|".join(map(str, self.choices)) + (",..." if self.many and self.split else "")
         names = {int: "INT", float: "NUMBER", Path: "PATH", str: "TEXT"}
-        return names.get(self.base, "TEXT") + (",..." if self.many and self.split else "")
+        one = self.parsed.metavar if self.parsed else names[self.base]
+        return one + (",..." if self.many and self.split else "")
 
     @property
     def what(self) -> str:

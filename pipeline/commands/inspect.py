@@ -72,13 +72,13 @@ def _cache(path: str, verify: bool) -> Facts:
     cache = CodeCache(path)
     if verify:
         cache.verify()
-    labels = cache.labels
-    known = labels[labels >= 0]
+    seen = cache.labels[cache.labels >= 0].unique()
     return {
-        "pictures": f"{len(cache):,}",
-        "classes": f"{len(known.unique()):,}" if len(known) else "none",
+        "pictures": f"{cache.num_images:,}, in {len(cache) // max(cache.num_images, 1)} variants",
+        "left out": f"{len(cache.manifest['skipped']):,} broken",
+        "classes": f"{len(seen)} seen, of {cache.num_classes}",
         "layout": cache.layout,
-        "tokenizer": cache.manifest.get("tokenizer_fingerprint"),
+        "tokenizer": cache.tokenizer_fingerprint,
     }
 
 

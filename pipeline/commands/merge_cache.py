@@ -9,7 +9,7 @@ def merge_cache(parts: tuple[Path, ...], *, out: Path = Path("runs/cache"), over
     """Join the parts of a code cache.
 
     Args:
-        parts: Code caches of the same tokenizer, in order.
+        parts: Code caches that tokenize-dataset --part 1/n ... n/n made, in any order.
         out: Directory to make.
         overwrite: Replace the cache that --out holds.
 
@@ -18,5 +18,5 @@ def merge_cache(parts: tuple[Path, ...], *, out: Path = Path("runs/cache"), over
     """
     from coda.tokenizer.code_cache import merge_caches
 
-    merge_caches(parts, out, overwrite=overwrite)
-    return f"Made a code cache of {len(parts)} parts in {out}"
+    cache = merge_caches(parts, out, overwrite=overwrite)
+    return f"Made a code cache of {cache.num_images:,} pictures in {out}"

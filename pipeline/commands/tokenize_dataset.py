@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..arguments import Count, Device, Natural, Part, Precision
+from ..arguments import Count, Device, Natural, Part, TrainingPrecision
 
 
 def tokenize_dataset(
@@ -17,10 +17,10 @@ def tokenize_dataset(
     part: Part | None = None,
     batch_size: Count = 32,
     workers: Natural = 0,
-    shard_size: Count = 65536,
+    shard_size: Count = 16384,
     max_skipped: Natural | None = None,
     device: Device = "auto",
-    dtype: Precision = "auto",
+    dtype: TrainingPrecision = "auto",
     overwrite: bool = False,
     strict: bool = False,
 ) -> str:
@@ -32,7 +32,7 @@ def tokenize_dataset(
         data: Photographs: ImageFolder, folder, WebDataset tars or parquet; DIR[:650] takes a part.
         tokenizer: Tokenizer directory or hub id.
         out: Directory to make.
-        size: Pixels each way, centre crop; the tokenizer's own if not given.
+        size: Pixels each way, to be sure of: any other than the tokenizer's is refused.
         flip: Encode every picture mirrored too.
         part: Encode only the first of four parts with 1/4; merge-cache joins them.
         batch_size: Pictures at a time.
@@ -40,7 +40,7 @@ def tokenize_dataset(
         shard_size: Pictures per file of the cache.
         max_skipped: Fail if more pictures than that are broken.
         device: auto, cpu, cuda, cuda:1, mps.
-        dtype: Precision of the VAE; auto is bfloat16 on CUDA and float32 elsewhere.
+        dtype: TrainingPrecision of the VAE; auto is bfloat16 on CUDA and float32 elsewhere.
         overwrite: Start anew over what --out holds.
         strict: Stop at a broken picture instead of leaving it out.
 
