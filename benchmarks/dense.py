@@ -6,6 +6,8 @@ softmax and one-hot are tensors of N × K, several of them per level, and kept f
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -17,7 +19,7 @@ _EPSILON = 1e-5
 
 def dense_forward(quantizer: ResidualQuantizer, latents: torch.Tensor) -> QuantizerOutput:
     """What `quantizer(latents)` gives, computed densely. Latents are (B, C, h, w), normalised."""
-    config = quantizer.config
+    config: Any = quantizer.config
     residual, quantized = latents, torch.zeros_like(latents)
     codes, losses, sample_entropies, batch_entropies = [], [], [], []
     for side in quantizer.layout.sides:

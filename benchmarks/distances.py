@@ -98,7 +98,7 @@ def kernel_distance(generated: torch.Tensor, reference: torch.Tensor, seed: int)
     size = min(_KID_SUBSET_SIZE, len(generated), len(reference))
     subsets = 1 if size == max(len(generated), len(reference)) else _KID_SUBSETS
     options = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": seed % 2**32, "verbose": False}
-    found = kid_features_to_metric(generated.double(), reference.double(), **options)
+    found = kid_features_to_metric(generated, reference, **options)
     spread = found[KEY_METRIC_KID_STD] if subsets > 1 else None
     return Estimate(found[KEY_METRIC_KID_MEAN], spread, f"{subsets} subset{'s' * (subsets > 1)} of {size}")
 

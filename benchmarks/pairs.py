@@ -9,7 +9,6 @@ Shape legend: B pictures of H×W pixels.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from coda.tokenizer.errors import CodaError
 
@@ -67,13 +66,17 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _window_means(maps: torch.Tensor) -> torch.Tensor:
-    """Gaussian-weighted means of maps (M, B, C, H, W) at every place where the window fits."""
-    offsets = torch.arange(_WINDOW, dtype=maps.dtype, device=maps.device) - _WINDOW // 2
-    weights = torch.exp(-offsets.square() / (2 * _SIGMA**2))
-    weights = weights / weights.sum()
-    flat = maps.flatten(0, 2).unsqueeze(1)  # (M·B·C, 1, H, W)
-    blurred = F.conv2d(F.conv2d(flat, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
-    return blurred.view(*maps.shape[:3], *blurred.shape[-2:])
+    """Gaussian-weighted means of maps (…, H, W) at every place where the window fits."""
+    height, width = maps.shape[-2:]
+    return _band(height, maps) @ maps @ _band(width, maps).T
+
+
+def _band(length: int, like: torch.Tensor) -> torch.Tensor:
+    """Moving Gaussian mean along one axis as a matrix (length − 10, length): several times quicker than conv2d here."""
+    offsets = torch.arange(length, dtype=like.dtype, device=like.device)
+    offsets = offsets - offsets[: length - _WINDOW + 1, None] - _WINDOW // 2  # from the window's middle
+    weights = torch.exp(-offsets.square() / (2 * _SIGMA**2)).masked_fill(offsets.abs() > _WINDOW // 2, 0)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def _check_pair(a: torch.Tensor, b: torch.Tensor) -> None:

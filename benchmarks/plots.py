@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from coda.tokenizer.durable import write_atomically
+from coda.tokenizer.durable import write_bytes
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def draw(plots: Sequence[Plot], folder: Path) -> list[str]:
         axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label)
         axes.grid(axis="y", alpha=0.3)
         name = f"{plot.name}.png"
-        write_atomically(folder / name, lambda partial, figure=figure: figure.savefig(partial, dpi=150, format="png"))
+        content = io.BytesIO()
+        figure.savefig(content, dpi=150, format="png")
+        write_bytes(folder / name, content.getvalue())
         names.append(name)
     return names

@@ -114,8 +114,8 @@ class Report:
             parts.append(_markdown_table(("figure", "value", "how"), rows))
         for table in self.tables:
             parts += [f"## {table.title}", _markdown_table(table.columns, table.rows)]
-        rows = [(key, _flat(value)) for key, value in self.provenance.items()]
-        parts += ["## How it was measured", _markdown_table(("", ""), rows)]
+        origins = [(key, _flat(value)) for key, value in self.provenance.items()]
+        parts += ["## How it was measured", _markdown_table(("", ""), origins)]
         return "\n\n".join(parts) + "\n"
 
     def save(self, folder: str | Path) -> Path:

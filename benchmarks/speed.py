@@ -149,7 +149,8 @@ def _time_quantizer(
     }
     free = available_bytes(device)
     fits = free is None or dense_bytes(quantizer, shape.batch_size) < 0.8 * free
-    figures, rows = [], []
+    figures: list[Figure] = []
+    rows: list[Sequence[Cell]] = []
     for name, (ours, theirs) in pairs.items():
         label = f"{shape.name}: quantizer {name}"
         measured = measure_side_by_side([ours, theirs] if fits else [ours], device, repeats)

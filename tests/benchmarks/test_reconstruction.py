@@ -70,7 +70,24 @@ def test_limit_is_drawn_by_the_seed(tokenizer: Any, photographs: Path, extractor
         for out, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert first["psnr"] == again["psnr"] != other["psnr"]
-_measurement_needs_overwrite(tokenizer: Any, photographs: Path, extractor: Any, tmp_path: Path) -> None:
+
+
+def test_few_pictures_are_warned_of(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    report = reconstruction_metrics(lambda x: x, photographs, tmp_path / "out", extractor=extractor, limit=5)
+    (warning,) = report.warnings
+    assert "N = 5" in warning and "6 feature dimensions" in warning
+
+
+def test_the_same_again_is_not_measured_again(
+    tokenizer: Any, photographs: Path, extractor: Any, tmp_path: Path
+) -> None:
+    first = reconstruction_metrics(tokenizer, photographs, tmp_path / "out", extractor=extractor, limit=6)
+    again = reconstruction_metrics(tokenizer, photographs, tmp_path / "out", extractor=extractor, limit=6)
+    assert again.to_json() == Report.load(tmp_path / "out").to_json()
+    assert again.provenance["date"] == first.provenance["date"]
+
+
+def test_another_measurement_needs_overwrite(tokenizer: Any, photographs: Path, extractor: Any, tmp_path: Path) -> None:
     reconstruction_metrics(tokenizer, photographs, tmp_path / "out", extractor=extractor, limit=6)
     with pytest.raises(CodaError, match="overwrite"):
         reconstruction_metrics(tokenizer, photographs, tmp_path / "out", extractor=extractor, limit=7)
