@@ -173,7 +173,7 @@ class CodaPipeline(DiffusionPipeline):
             callback=callback_on_step_end,
             callback_tensors=callback_on_step_end_tensor_inputs,
         )
-        images = self._finished(codes, output_type, batch_size)
+        images = self._finished(codes, output_type)
         self.maybe_free_model_hooks()
         return CodaPipelineOutput(images=images) if return_dict else (images,)
 
@@ -249,14 +249,22 @@ class CodaPipeline(DiffusionPipeline):
             raise CodaError(f"the callback returned codes {tuple(codes.shape)}, expected {tuple(state.codes.shape)}")
         return codes
 
-    def _finished(self, codes: torch.Tensor, output_type: str, batch_size: int) -> Images:
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Images (N, 3, H, W) in [-1, 1], float32, of codes (N, T).
+
+        One picture at a time: convolutions round differently at another batch size, by enough to change a grey level
+        here and there, and a picture is not to depend on its neighbours.
+        """
+        tokenizer = self.tokenizer
+        return torch.cat([tokenizer.decode(row[None]).float() for row in codes.to(self.quantizer.device)])
+
+    def _finished(self, codes: torch.Tensor, output_type: str) -> Images:
         """Codes (N, T) as what the caller wants of them."""
         if output_type == "codes":
             return codes
-        tokenizer, parts = self.tokenizer, codes.split(batch_size)
         if output_type == "latent":
-            return torch.cat([self.quantizer.decode(part) for part in parts])
-        images = torch.cat([tokenizer.decode(part).float() for part in parts])  # (N, 3, H, W) in [-1, 1]
+            return self.quantizer.decode(codes)
+        images = self.decode(codes)
         if output_type == "pil":
             return [to_pil(image) for image in images]
         images = images / 2 + 0.5

@@ -208,7 +208,7 @@ def resample(
         callback=_look_up_again(quantizer, latents.to(quantizer.device), keep.to(quantizer.device)),
         callback_tensors=("codes", "prefix_latents"),
     )
-    decoded = torch.cat([tokenizer.decode(part).float().cpu() for part in sampled.split(batch_size)])
+    decoded = pipeline.decode(sampled).cpu()
 
     outside = None
     if not bool(mask.all()):

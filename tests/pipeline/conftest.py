@@ -42,7 +42,7 @@ def make_pipeline(seed: int = 0) -> CodaPipeline:
     )
     with torch.no_grad():
         for parameter in transformer.parameters():  # a fresh transformer ignores the class: its modulation is zero
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     transformer.set_value_table(quantizer.value_table())
     pipeline = CodaPipeline(vae, quantizer, transformer.eval(), MaskGitScheduler(num_inference_steps=8))
     pipeline.set_progress_bar_config(disable=True)

@@ -1,0 +1,93 @@
+"""One photograph through the tokenizer and back."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from coda.pipeline import CodaPipeline, reconstruct
+from coda.tokenizer import CodaError, CodaTokenizer
+
+
+@pytest.fixture
+def tokenizer(pipeline: CodaPipeline) -> CodaTokenizer:
+    return pipeline.tokenizer
+
+
+def _photograph(height: int = 40, width: int = 60) -> Image.Image:
+    generator = np.random.default_rng(0)
+    coarse = Image.fromarray(generator.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_what_comes_back_is_what_the_tokenizer_decodes(tokenizer: CodaTokenizer) -> None:
+    image = torch.rand(3, 16, 16) * 2 - 1
+    result = reconstruct(tokenizer, image)
+    codes = tokenizer.encode(image[None])
+    assert torch.equal(result.codes, codes[0])
+    pixels = np.asarray(result.reconstruction).astype(int)
+    decoded = ((tokenizer.decode(codes)[0] + 1) * 127.5).round().movedim(0, -1).numpy()
+    assert (pixels == decoded).all()
+    original = ((image + 1) * 127.5).round().movedim(0, -1).numpy().astype(int)
+    assert (np.asarray(result.original) == original).all()
+    assert (np.asarray(result.difference) == np.minimum(4 * abs(original - pixels), 255)).all()
+    error = ((original - pixels) ** 2).mean()
+    assert result.psnr == pytest.approx(10 * math.log10(255**2 / error), abs=1e-6)
+
+
+def test_what_it_costs(tokenizer: CodaTokenizer) -> None:
+    result = reconstruct(tokenizer, _photograph())
+    assert (result.tokens, result.bits, result.bits_per_pixel) == (85, 425, 425 / 256)
+    coarse = reconstruct(tokenizer, _photograph(), levels=2)
+    assert (coarse.tokens, coarse.bits, len(coarse.codes)) == (5, 25, 5)
+    assert torch.equal(coarse.codes, result.codes[:5])
+    assert coarse.reconstruction.tobytes() != result.reconstruction.tobytes()
+    assert coarse.describe().endswith("5 tokens, 25 bits (0.0977 per pixel)")
+
+
+def test_the_three_stand_side_by_side(tokenizer: CodaTokenizer) -> None:
+    result = reconstruct(tokenizer, _photograph())
+    picture = result.side_by_side()
+    assert picture.width > 3 * 256 and picture.height > 256
+    assert result.images == (result.original, result.reconstruction, result.difference)
+
+
+def test_files_and_images_are_scaled_turned_and_cut_alike(tokenizer: CodaTokenizer, tmp_path: Path) -> None:
+    photograph = _photograph()
+    photograph.save(tmp_path / "photo.png")
+    expected = reconstruct(tokenizer, photograph).original
+    assert expected.size == (16, 16)
+    assert reconstruct(tokenizer, tmp_path / "photo.png").original == expected
+    assert reconstruct(tokenizer, str(tmp_path / "photo.png")).original == expected
+    # Lying on its side, with a note that says so; as a camera writes it.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = photograph.transpose(Image.Transpose.ROTATE_90)
+    buffer = io.BytesIO()
+    lying.save(buffer, "PNG", exif=exif)
+    assert reconstruct(tokenizer, Image.open(buffer)).original == expected
+    assert reconstruct(tokenizer, photograph.convert("CMYK")).original.size == (16, 16)
+
+
+def test_what_is_no_photograph(tokenizer: CodaTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("words")
+    with pytest.raises(CodaError, match=r"text\.jpg is no image"):
+        reconstruct(tokenizer, tmp_path / "text.jpg")
+    with pytest.raises(CodaError, match=r"nowhere\.jpg cannot be read: No such file"):
+        reconstruct(tokenizer, tmp_path / "nowhere.jpg")
+    with pytest.raises(CodaError, match=r"expected \(3, 16, 16\)"):
+        reconstruct(tokenizer, torch.zeros(3, 8, 8))
+    with pytest.raises(CodaError, match="1 to 4"):
+        reconstruct(tokenizer, _photograph(), levels=5)
+
+
+def test_a_real_photograph(tokenizer: CodaTokenizer, shared_data: Path) -> None:
+    path = sorted((shared_data / "imagenet-sample-256").rglob("*.jpg"))[0]
+    result = reconstruct(tokenizer, path)
+    assert np.asarray(result.original).std() > 5 and 0 < result.psnr < 50
