@@ -72,8 +72,8 @@ def write_shard(path: Path, rows: ShardRows, layout: CodeLayout, metadata: dict[
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     tensors = {
         "codes": rows.codes.to(layout.dtype_on_disk),
-        "labels": rows.labels,
-        "indices": rows.indices,
+        "labels": rows.labels.long(),
+        "indices": rows.indices.long(),
         "key_offsets": torch.from_numpy(ends),
         "keys": torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8)),
     }

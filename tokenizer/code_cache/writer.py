@@ -84,16 +84,20 @@ class CacheWriter:
         if self.path.exists() and not self.path.is_dir():
             raise CodaError(f"{self.path} is a file; --out names a folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path)
-        self.complete = self._clear_way(overwrite)
         self._shards: dict[int, dict[str, Any]] = {}
         self._skipped: dict[int, Sequence[Skipped]] = {}
         self._begun: _Begun | None = None
         self._saved_at, self._pause = time.monotonic(), _PENDING_SECONDS
-        if self.complete:
-            self._tidy()
-        else:
-            self._take_up(value_table)
+        self._lock = _lock(self.path)
+        try:
+            self.complete = self._clear_way(overwrite)
+            if self.complete:
+                self._tidy()
+            else:
+                self._take_up(value_table)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def skipped(self) -> list[Skipped]:
