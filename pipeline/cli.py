@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import json
+import logging
 import os
 import re
 import signal
@@ -267,11 +268,18 @@ def _quiet(debug: bool) -> Iterator[None]:
     if debug:
         yield
         return
-    for variable in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
-        os.environ.setdefault(variable, "error")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    chatty = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in chatty]
+    for logger in chatty:
+        os.environ.setdefault(f"{logger.name.upper()}_VERBOSITY", "error")  # read when it is imported
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(chatty, levels, strict=True):
+            logger.setLevel(level)
 
 
 if __name__ == "__main__":

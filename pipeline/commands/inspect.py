@@ -99,9 +99,9 @@ def _generator(path: str) -> Facts:
 
 
 def _pipeline(path: str) -> Facts:
-    from ..coda_pipeline import CodaPipeline
+    from .model import load_whole_pipeline
 
-    pipeline = CodaPipeline.from_pretrained(path)
+    pipeline = load_whole_pipeline(path)
     scheduler = pipeline.scheduler.config
     how = ("num_inference_steps", "guidance_scale", "order", "temperature", "mask_law")
     return {

@@ -40,9 +40,22 @@ def open_pipeline(model: str, tokenizer: str | None, device: str, dtype: str) ->
     elif tokenizer is not None:
         raise UsageError(f"--tokenizer belongs to a generator; {model} is a whole pipeline (or no directory)")
     else:
-        pipeline = CodaPipeline.from_pretrained(model)
+        pipeline = load_whole_pipeline(model)
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
     return on_device(pipeline, device, dtype)
+
+
+def load_whole_pipeline(model: str) -> CodaPipeline:
+    """`CodaPipeline.from_pretrained` without diffusers' progress bar over four components."""
+    from diffusers.utils import logging
+
+    from ..coda_pipeline import CodaPipeline
+
+    logging.disable_progress_bar()
+    try:
+        return CodaPipeline.from_pretrained(model)
+    finally:
+        logging.enable_progress_bar()
 
 
 def on_device(model: Any, device: str, dtype: str) -> Any:

@@ -1,0 +1,211 @@
+"""`coda sample`, `edit`, `reconstruct` and `inspect` on a pipeline small enough to be made in a moment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from coda.pipeline.cli import main
+from coda.pipeline.coda_pipeline import CodaPipeline
+from coda.tokenizer import CodaTokenizer
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline: CodaPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pipeline/, and the same as generator/ and tokenizer/."""
+    folder = tmp_path_factory.mktemp("saved")
+    pipeline.save_pretrained(folder / "pipeline")
+    pipeline.tokenizer.save_pretrained(folder / "tokenizer")
+    pipeline.transformer.save_pretrained(folder / "generator")
+    pipeline.scheduler.save_pretrained(folder / "generator" / "scheduler")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.linear_gradient("L").resize((24, 20)).convert("RGB").save(path)
+    return path
+
+
+def sample(saved: Path, *words: str) -> int:
+    return main(["sample", "--model", str(saved / "pipeline"), *words])
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_pictures_are_named_by_class_and_seed(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample(saved, "--class", "0,golden fish", "--num", "2", "--seed", "3", "--out", "s") == 0
+    pictures = {f"{name}-seed{seed}.png" for name in ("0-cats", "2-golden-fish") for seed in (3, 4)}
+    assert names(Path("s")) == pictures | {"grid.png", "samples.json"}
+    out, err = capsys.readouterr()
+    assert (out, err) == ("Made 4 pictures in s, together in s/grid.png\n", "")
+    made = json.loads(Path("s/samples.json").read_text())["pictures"]
+    assert {(p["file"], p["class"], p["seed"]) for p in made} == {
+        (f"{name}-seed{seed}.png", index, seed)
+        for name, index in (("0-cats", 0), ("2-golden-fish", 2))
+        for seed in (3, 4)
+    }
+    assert Image.open("s/0-cats-seed3.png").size == (16, 16)
+
+
+def test_a_picture_depends_on_its_class_and_seed_alone(saved: Path) -> None:
+    many = ["--class", "2", "--class", "0", "--num", "3", "--seed", "5", "--batch-size", "4", "--out", "many"]
+    assert sample(saved, *many) == 0
+    assert sample(saved, "--class", "cats", "--num", "1", "--seed", "6", "--out", "one") == 0
+    assert Path("one/0-cats-seed6.png").read_bytes() == Path("many/0-cats-seed6.png").read_bytes()
+    assert Path("many/0-cats-seed5.png").read_bytes() != Path("many/0-cats-seed6.png").read_bytes()
+
+
+def test_steps_and_guidance_reach_the_sampler(saved: Path) -> None:
+    base = ["--class", "0", "--num", "1"]
+    assert sample(saved, *base, "--out", "a") == 0
+    assert sample(saved, *base, "--out", "b", "--guidance", "9") == 0
+    assert sample(saved, *base, "--out", "c", "--steps", "1,1,1,1") == 0
+    pictures = [Path(out, "0-cats-seed0.png").read_bytes() for out in "abc"]
+    assert len(set(pictures)) == 3
+    settings = [json.loads(Path(out, "samples.json").read_text()) for out in "bc"]
+    assert settings[0]["guidance"] == 9 and settings[1]["steps"] == [1, 1, 1, 1]
+
+
+def test_without_a_class_each_seed_draws_one(saved: Path) -> None:
+    assert sample(saved, "--num", "6", "--out", "s") == 0
+    classes = [picture["class"] for picture in json.loads(Path("s/samples.json").read_text())["pictures"]]
+    assert len(classes) == 6 and set(classes) <= {0, 1, 2} and len(set(classes)) > 1
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("goldfish", '--class: no class "goldfish"; nearest: "golden fish" (2)'),
+        ("4", "--class: class 4 does not exist: indices go from 0 to 3"),
+        ("007", '--class: no class "007"'),
+        ("birds", "--class: this model has never seen class 3"),
+        ("", '--class "" is not text'),
+    ],
+)
+def test_a_wrong_class_is_wrong_usage(
+    saved: Path, word: str, complaint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert sample(saved, f"--class={word}") == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and complaint in err
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"] or not list(tmp_path.rglob("*"))  # no picture, no remains
+
+
+def test_nothing_is_overwritten_unasked(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--class", "0", "--num", "1", "--out", "s"]
+    assert sample(saved, *words) == 0
+    Path("s/mark").touch()
+    assert sample(saved, *words) == 1
+    assert "s exists already; choose another --out or give --overwrite" in capsys.readouterr().err
+    assert Path("s/mark").exists()
+    assert sample(saved, *words, "--overwrite") == 0
+    assert not Path("s/mark").exists()
+
+
+def test_what_is_not_ours_is_never_replaced(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("holidays").mkdir()
+    Path("holidays/beach.jpg").write_bytes(b"the only copy")
+    assert sample(saved, "--class", "0", "--out", "holidays", "--overwrite") == 1
+    assert "holds something that this command did not make" in capsys.readouterr().err
+    assert Path("holidays/beach.jpg").exists()
+
+
+def test_a_generator_takes_its_tokenizer_from_beside(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--class", "0", "--num", "1"]
+    assert sample(saved, *words, "--out", "whole") == 0
+    apart = ["sample", "--model", str(saved / "generator"), *words]
+    assert main([*apart, "--tokenizer", str(saved / "tokenizer"), "--out", "apart"]) == 0
+    assert Path("whole/0-cats-seed0.png").read_bytes() == Path("apart/0-cats-seed0.png").read_bytes()
+    capsys.readouterr()
+    assert main([*apart, "--out", "none"]) == 1  # runs/tokenizer is not there
+    assert "runs/tokenizer" in capsys.readouterr().err
+
+
+def test_a_tokenizer_beside_a_whole_pipeline_is_refused(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample(saved, "--class", "0", "--tokenizer", str(saved / "tokenizer")) == 2
+    assert "--tokenizer belongs to a generator" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--class", "0", "--model", "runs/generatr"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "runs/generatr" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inpaint", "--region", "0,0,8,16", "--class", "0"],
+        ["outpaint", "--box", "0.25,0.25,0.75,0.75"],
+        ["vary", "--keep-levels", "2", "--no-composite"],
+        ["change-class", "--class", "golden fish", "--coverage", "0.3"],
+    ],
+)
+def test_edits_write_their_variants(
+    saved: Path, photograph: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, *rest = words
+    common = ["--model", str(saved / "pipeline"), "--num", "2", "--seed", "7", "--out", "e"]
+    assert main(["edit", kind, str(photograph), *rest, *common]) == 0
+    variants = {"variant-seed7.png", "variant-seed8.png"}
+    assert names(Path("e")) == variants | {"original.png", "region.png", "grid.png", "edit.json"}
+    assert capsys.readouterr().out == f"Made 2 variants of {photograph} in e, together in e/grid.png\n"
+
+
+def test_an_edit_of_several_classes_is_wrong_usage(
+    saved: Path, photograph: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(saved / "pipeline")]
+    assert main(["edit", "change-class", str(photograph), "--class", "0,1", *model]) == 2
+    assert '--class "0,1" means 2 classes' in capsys.readouterr().err
+
+
+def test_reconstructions_are_described(saved: Path, photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(photograph), "--tokenizer", str(saved / "tokenizer"), "--levels", "2", "--out", "r"]
+    assert main(["reconstruct", *words]) == 0
+    kinds = {f"photo{kind}.png" for kind in ("", "-original", "-reconstruction", "-difference")}
+    assert names(Path("r")) == kinds | {"reconstruction.json"}
+    first, last = capsys.readouterr().out.splitlines()
+    assert "PSNR" in first and "5 tokens, 25 bits" in first  # levels of 1 and 4 cells, 5 bits a code
+    assert last == "Made r/photo.png"
+
+
+def test_a_photograph_that_is_none_leaves_nothing(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("notes.jpg").write_text("no picture")
+    assert main(["reconstruct", "notes.jpg", "--tokenizer", str(saved / "tokenizer"), "--out", "r"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "notes.jpg" in err
+    assert names(Path()) == {"notes.jpg"}
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "tokenizer", "generator"])
+def test_inspect_says_what_it_is(saved: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(saved / kind)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"{saved / kind} is a whole {kind}"
+    assert any(line.startswith("layout") for line in lines)
+
+
+def test_inspect_knows_a_vae(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(saved / "tokenizer" / "vae")]) == 0
+    assert capsys.readouterr().out.endswith("is a whole continuous VAE\n")
+
+
+def test_inspect_finds_damage(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    CodaTokenizer.from_pretrained(saved / "tokenizer").save_pretrained(tmp_path / "t")
+    weights = tmp_path / "t" / "quantizer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert main(["inspect", str(tmp_path / "t")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
