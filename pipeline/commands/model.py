@@ -127,7 +127,7 @@ def sampler_of(
                 num_inference_steps=steps_of(steps),
                 batch_size=len(labels),
             )
-            return pipeline.tokenizer.decode(codes).float()
+            return pipeline.decode(codes)
 
     return sample
 
