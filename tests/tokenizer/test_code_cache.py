@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from coda.tokenizer.code_cache import CacheWriter, CodeCache, ShardRows, merge_caches
 from coda.tokenizer.errors import CodaError
 from coda.tokenizer.images import Skipped
@@ -37,7 +38,9 @@ def rows_of(items: range, k: int, variants: int) -> ShardRows:
     """The codes of an item are a function of its place, so a test knows what to expect."""
     here = [i for i in items if i not in BROKEN]
     codes = torch.stack([codes_of(i, k, variants) for i in here]) if here else torch.empty(0, variants, 7).long()
-    return ShardRows(codes, torch.tensor([i % 5 - 1 for i in here]), torch.tensor(here).long(), [f"ö/{i}" for i in here])
+    return ShardRows(
+        codes, torch.tensor([i % 5 - 1 for i in here]), torch.tensor(here).long(), [f"ö/{i}" for i in here]
+    )
 
 
 def codes_of(i: int, k: int, variants: int = 1) -> torch.Tensor:
@@ -235,17 +238,17 @@ def test_verify_finds_codes_beyond_the_codebook(tmp_path: Path) -> None:
     rows.codes[1, 0, 3] = 300
     writer.append(rows, [], 2)
     work(writer, description)
-    with pytest.raises(CodaError, match="shard-00000.safetensors holds code 300"):
+    with pytest.raises(CodaError, match=r"shard-00000\.safetensors holds code 300"):
         CodeCache(writer.finish()).verify()
 
 
 def test_a_missing_or_shortened_shard_shows_when_the_cache_is_opened(tmp_path: Path) -> None:
     file = make(tmp_path / "cache") / "shard-00003.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(CodaError, match="shard-00003.safetensors is cut short"):
+    with pytest.raises(CodaError, match=r"shard-00003\.safetensors is cut short"):
         CodeCache(tmp_path / "cache")
     file.unlink()
-    with pytest.raises(CodaError, match="shard-00003.safetensors is missing"):
+    with pytest.raises(CodaError, match=r"shard-00003\.safetensors is missing"):
         CodeCache(tmp_path / "cache")
 
 
@@ -296,5 +299,5 @@ def test_parts_that_do_not_make_a_whole_are_refused(tmp_path: Path) -> None:
 
 
 def test_more_parts_than_shards_is_an_error_that_names_a_shard_size(tmp_path: Path) -> None:
-    with pytest.raises(CodaError, match="part 1/6 is empty: 23 images make 5 shards of 5; .* 3 or less"):
+    with pytest.raises(CodaError, match=r"part 1/6 is empty: 23 images make 5 shards of 5; .* 3 or less"):
         CacheWriter(tmp_path / "cache", head(part=(1, 6)), torch.zeros(4, 3))
