@@ -325,4 +325,4 @@ def _edit(
         made = {"edit": kind, "image": str(image), "class": label, "seeds": seeds, **how}
         measured = {"resampled_codes": edit.resampled, "outside_psnr": edit.outside_psnr}
         write_json(folder / "edit.json", {**made, **settings_of(pipeline, model, steps, guidance), **measured})
-    return f"Made {num} variants of {image} in {out}, together in {out / 'grid.png'}"
+    return f"Made {num} variant{'s' if num > 1 else ''} of {image} in {out}, together in {out / 'grid.png'}"

@@ -80,7 +80,7 @@ def sample(
         labelled_grid(pictures, names, columns=num if len(chosen) > 1 else None).save(folder / "grid.png")
         made = [{"file": f"{n}.png", "class": c, "seed": s} for n, c, s in zip(names, labels, seeds, strict=True)]
         write_json(folder / "samples.json", {**settings_of(pipeline, model, steps, guidance), "pictures": made})
-    return f"Made {len(names)} pictures in {out}, together in {out / 'grid.png'}"
+    return f"Made {len(names)} picture{'s' if len(names) > 1 else ''} in {out}, together in {out / 'grid.png'}"
 
 
 def _drawn(classes: ClassTable, seed: int, num: int) -> list[int | None]:

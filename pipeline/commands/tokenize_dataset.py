@@ -34,7 +34,8 @@ def tokenize_dataset(
         out: Directory to make.
         size: Pixels each way, to be sure of: any other than the tokenizer's is refused.
         flip: Encode every picture mirrored too.
-        part: Encode only the first of four parts with 1/4; merge-cache joins them.
+        part: Encode only the first of four parts with 1/4, which are whole files of --shard-size; merge-cache
+            joins them.
         batch_size: Pictures at a time.
         workers: Processes that decode; 0 decodes in this one.
         shard_size: Pictures per file of the cache.
@@ -66,5 +67,5 @@ def tokenize_dataset(
         overwrite=overwrite,
         strict=strict,
     )
-    left_out = f" ({len(summary.skipped)} broken ones left out)" if summary.skipped else ""
+    left_out = f" ({len(summary.skipped)} broken left out)" if summary.skipped else ""
     return f"Made a code cache of {summary.images:,} pictures{left_out} in {summary.path}"
