@@ -135,7 +135,7 @@ class CodaTokenizer(nn.Module):
 
         Args:
             path_or_name: What `save_pretrained` wrote, here or in a hub repository.
-            torch_dtype: Of the weights; as stored if None.
+            torch_dtype: Of the weights; float32 if None.
             **hub: `revision`, `cache_dir`, `token`, `local_files_only`, … for hub ids.
 
         Raises:
@@ -163,7 +163,7 @@ class CodaTokenizer(nn.Module):
 def fingerprint_of(vae: ContinuousVAE, quantizer: ResidualQuantizer) -> str:
     """SHA-256 over all that decides which codes an image has, and which image codes have.
 
-    That is: every weight with its name, type and shape; the autoencoder's description; the latents' normalisation and
+    That is: every weight with its name and shape, as float32; the autoencoder's description; the latents' normalisation and
     the image range; layout and norm of the quantizer. Settings of the training (β, temperature, …) are left out.
     """
     config = {
@@ -177,8 +177,9 @@ def fingerprint_of(vae: ContinuousVAE, quantizer: ResidualQuantizer) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for part in (vae, quantizer):
         for name, tensor in sorted(part.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            values = tensor.detach().float() if tensor.is_floating_point() else tensor  # as they will be loaded
+            digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -199,7 +199,7 @@ def load_vae(
             under `vae/`, with `*_encoder.pth` and `*_decoder.pth` of the TAESD family (TAEF2), with `kl16.*`. Or a
             file: MAR's `kl16.safetensors` (`.ckpt`, `.pth`), `taef2.safetensors`. Or a hub id of any of these.
         subfolder: Where in it the autoencoder is.
-        torch_dtype: Of the weights; as stored if None, float32 for foreign layouts.
+        torch_dtype: Of the weights; float32 if None.
         variant: Of diffusers weight files, such as "fp16".
         **hub: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` for hub ids.
 
@@ -217,9 +217,8 @@ def load_vae(
         raise CodaError(f"{path}: no such directory")
     if path.is_file():
         return _finished(_read_file(path), torch_dtype)
-    for marker in ("model_index.json", "coda_tokenizer.json"):
-        if (path / marker).is_file() and not (path / "config.json").is_file():
-            return load_vae(path / "vae", None, torch_dtype, variant)
+    if (path / "vae" / "config.json").is_file() and not (path / "config.json").is_file():
+        path = path / "vae"  # a pipeline's, or a tokenizer's
     if (path / "config.json").is_file():
         name = read_json(path / "config.json").get("_class_name")
         options = {"torch_dtype": torch_dtype, "variant": variant}
@@ -260,7 +259,7 @@ def measure_normalisation(vae: ContinuousVAE, batches: Iterable[torch.Tensor]) -
 def _fetch_vae(name: str, subfolder: str | None, variant: str | None, hub: dict[str, Any]) -> Path:
     """The parts of a hub repository that hold its VAE, and no more: pipelines are large."""
     prefix = f"{subfolder}/" if subfolder else ""
-    root = fetch(name, [f"{prefix}config.json", "model_index.json", "coda_tokenizer.json", "vae/config.json"], **hub)
+    root = fetch(name, [f"{prefix}config.json", "vae/config.json"], **hub)
     if not (root / prefix / "config.json").is_file():
         if not (root / "vae" / "config.json").is_file():  # no diffusers layout: the small published files
             return fetch(name, [f"{prefix}*_encoder.*", f"{prefix}*_decoder.*", f"{prefix}kl16.*", "taef2.*"], **hub)
@@ -268,7 +267,7 @@ def _fetch_vae(name: str, subfolder: str | None, variant: str | None, hub: dict[
     stem = f"{prefix}diffusion_pytorch_model"
     ending = f".{variant}" if variant else ""
     patterns = [f"{prefix}config.json", f"{stem}{ending}.safetensors", f"{stem}{ending}-*.safetensors"]
-    root = fetch(name, [*patterns, f"{stem}.safetensors.index*.json", "model_index.json"], **hub)
+    root = fetch(name, [*patterns, f"{stem}.safetensors.index*.json"], **hub)
     if not list((root / prefix).glob("*.safetensors")):
         fetch(name, [f"{stem}{ending}.bin"], **hub)
     return root
@@ -282,7 +281,7 @@ def _read_foreign_folder(folder: Path) -> Autoencoder:
     if len(files) == 1:
         return _read_file(files[0])
     raise CodaError(
-        f"{folder} holds no VAE: expected config.json, model_index.json, *_encoder.pth with *_decoder.pth, or kl16.*"
+        f"{folder} holds no VAE: expected config.json, vae/config.json, *_encoder.pth with *_decoder.pth, or kl16.*"
     )
 
 

@@ -1,0 +1,196 @@
+"""CodaTokenizer: images to codes and back, whole or not at all after a trip to the disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, load_file, save_file
+
+from coda.tokenizer.errors import CodaError
+from coda.tokenizer.quantizer import ResidualQuantizer
+from coda.tokenizer.tokenizer import CodaTokenizer, fingerprint_of
+from coda.tokenizer.vae import ContinuousVAE
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def tokenizer(small_vae):
+    return CodaTokenizer(small_vae, ResidualQuantizer(4, 32, (1, 2, 4, 8, 16), attention_dim=8, norm="rms_norm")).eval()
+
+
+def test_codes_are_those_of_the_quantizer_on_the_latents(tokenizer, images):
+    codes = tokenizer.encode(images)
+    assert codes.shape == (3, 1 + 4 + 16 + 64 + 256) and codes.dtype == torch.int64
+    with torch.no_grad():
+        assert torch.equal(codes, tokenizer.quantizer(tokenizer.vae.encode(images)).codes)
+    decoded = tokenizer.decode(codes)
+    assert decoded.shape == images.shape and decoded.abs().max() <= 1
+    assert torch.equal(tokenizer(images), decoded)
+
+
+def test_an_image_has_its_codes_whatever_it_is_batched_with(tokenizer, images):
+    together = tokenizer.encode(images)
+    assert torch.equal(together, torch.cat([tokenizer.encode(image[None]) for image in images]))
+
+
+def test_partial_decoding_reads_the_coarse_levels_alone(tokenizer, images):
+    codes = tokenizer.encode(images)
+    assert torch.equal(tokenizer.decode(codes, levels=5), tokenizer.decode(codes))
+    other = codes.clone()
+    other[:, 21:] = 0  # all that levels 3 and 4 say
+    assert torch.equal(tokenizer.decode(codes, levels=3), tokenizer.decode(other, levels=3))
+    assert not torch.equal(tokenizer.decode(codes, levels=4), tokenizer.decode(other, levels=4))
+    flat = tokenizer.decode(codes, levels=0)
+    assert torch.equal(flat[0], flat[1])  # nothing said, nothing told apart
+    with pytest.raises(CodaError, match="levels is 6"):
+        tokenizer.decode(codes, levels=6)
+
+
+def test_pictures_need_not_be_square(small_vae):
+    tokenizer = CodaTokenizer(small_vae, ResidualQuantizer(4, 16, ((1, 1), (2, 3), (4, 6))))
+    assert tokenizer.size == (8, 12)
+    codes = tokenizer.encode(torch.zeros(2, 3, 8, 12))
+    assert codes.shape == (2, 31) and tokenizer.decode(codes).shape == (2, 3, 8, 12)
+    with pytest.raises(CodaError, match="12x8; this tokenizer takes 8x12"):
+        tokenizer.encode(torch.zeros(2, 3, 12, 8))
+
+
+def test_parts_that_do_not_fit_are_refused(small_vae):
+    with pytest.raises(CodaError, match="4 latent channels, the quantizer 6"):
+        CodaTokenizer(small_vae, ResidualQuantizer(6, 16, (1, 2)))
+    with pytest.raises(CodaError, match="64x64"):
+        CodaTokenizer(small_vae, ResidualQuantizer(4, 16, (1, 2)), size=(64, 64))
+
+
+def test_it_survives_the_disk(tokenizer, images, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = CodaTokenizer.from_pretrained(tmp_path)
+    assert torch.equal(loaded.encode(images), tokenizer.encode(images))
+    assert torch.equal(loaded(images), tokenizer(images))
+    assert loaded.describe() == tokenizer.describe()
+    assert loaded.fingerprint == tokenizer.fingerprint and len(loaded.fingerprint) == 64
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    loaded.save_pretrained(tmp_path)  # over itself
+    assert CodaTokenizer.from_pretrained(str(tmp_path)).fingerprint == tokenizer.fingerprint
+
+
+def test_it_loads_in_a_fresh_process(tokenizer, images, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    save_file({"images": images}, tmp_path / "images.safetensors")
+    code = (
+        "import sys; from pathlib import Path; from safetensors.torch import load_file, save_file\n"
+        "from coda.tokenizer import CodaTokenizer, load_vae\n"
+        "folder = Path(sys.argv[1]); images = load_file(folder / 'images.safetensors')['images']\n"
+        "codes = CodaTokenizer.from_pretrained(folder / 'tokenizer').encode(images)\n"
+        "latents = load_vae(folder / 'tokenizer' / 'vae').encode(images).contiguous()\n"
+        "save_file({'codes': codes, 'latents': latents}, folder / 'out.safetensors')\n"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=root, timeout=120)
+    found = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(found["codes"], tokenizer.encode(images))
+    assert torch.allclose(found["latents"], tokenizer.vae.encode(images), atol=1e-6)
+
+
+def test_the_model_card_says_what_it_is(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\n") and tokenizer.fingerprint in card
+    assert "32×32 pixels" in card and "341 codes (1705 bits)" in card
+
+
+def test_the_fingerprint_tells_weights_and_meaning_apart(tokenizer, small_autoencoder):
+    vae, quantizer = tokenizer.vae, tokenizer.quantizer
+    seen = {fingerprint_of(vae, quantizer)}
+    assert fingerprint_of(vae, quantizer) in seen
+    rescaled = ContinuousVAE(vae.autoencoder, [0.1], [0.5])
+    seen.add(fingerprint_of(rescaled, quantizer))
+    longer = ResidualQuantizer(4, 32, (1, 3, 16), attention_dim=8, norm="rms_norm")
+    longer.load_state_dict(quantizer.state_dict())
+    seen.add(fingerprint_of(vae, longer))
+    with torch.no_grad():
+        quantizer.codebook.weight[3, 1] += 1e-3
+    seen.add(fingerprint_of(vae, quantizer))
+    with torch.no_grad():
+        vae.autoencoder.decoder.conv_out.bias[0] += 1e-3
+    seen.add(fingerprint_of(vae, quantizer))
+    assert len(seen) == 5
+
+
+def test_how_it_was_trained_is_not_in_the_fingerprint(tokenizer):
+    other = ResidualQuantizer(4, 32, (1, 2, 4, 8, 16), attention_dim=8, norm="rms_norm", beta=0.5)
+    other.load_state_dict(tokenizer.quantizer.state_dict())
+    assert CodaTokenizer(tokenizer.vae, other).fingerprint == tokenizer.fingerprint
+
+
+def test_a_copy_in_half_precision_answers_for_the_original(tokenizer, images, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "full")
+    recorded = json.loads((tmp_path / "full" / "coda_tokenizer.json").read_text())["fingerprint"]
+    half = CodaTokenizer.from_pretrained(tmp_path / "full", torch_dtype=torch.float16)
+    assert half.vae.dtype == half.quantizer.dtype == torch.float16
+    assert half.fingerprint == recorded
+    assert tokenizer.to(torch.float64).to("cpu").fingerprint == recorded  # never asked before it was moved
+    assert tokenizer.to(torch.float16)(images).dtype == torch.float16
+    half.save_pretrained(tmp_path / "half")  # other weights: another tokenizer
+    assert CodaTokenizer.from_pretrained(tmp_path / "half").fingerprint != recorded
+
+
+@pytest.mark.parametrize("part", ["vae", "quantizer"])
+def test_a_damaged_part_is_one_clear_line(tokenizer, tmp_path, part):
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / part / WEIGHTS
+    whole = path.read_bytes()
+    state = load(whole)  # not the file's own memory, which is about to be cut
+    last = sorted(state)[-1]
+
+    def refused(because: str) -> None:
+        with pytest.raises(CodaError, match=because) as error:
+            CodaTokenizer.from_pretrained(tmp_path)
+        assert "\n" not in str(error.value)
+
+    path.write_bytes(whole[:-20])
+    refused(part)
+    path.write_bytes(b"")
+    refused(part)
+    path.unlink()
+    refused(part)
+    save_file({k: t for k, t in state.items() if k != last}, path, {"format": "pt"})
+    refused(f"{last} missing")
+    save_file({**state, last: state[last] + 1}, path, {"format": "pt"})
+    refused("not of the same tokenizer")
+
+
+def test_what_is_no_tokenizer_is_refused(tokenizer, tmp_path):
+    with pytest.raises(CodaError, match="no such file or directory"):
+        CodaTokenizer.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(CodaError, match="holds no tokenizer"):
+        CodaTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(CodaError, match="the hub did not give it"):
+        CodaTokenizer.from_pretrained("some/tokenizer", cache_dir=tmp_path, local_files_only=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CodaError, match="is a file"):
+        tokenizer.save_pretrained(tmp_path / "file")
+
+
+def test_a_hub_name_is_found_in_the_cache_without_a_network(tokenizer, tmp_path):
+    repository = tmp_path / "models--some--tokenizer"
+    tokenizer.save_pretrained(repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    loaded = CodaTokenizer.from_pretrained("some/tokenizer", cache_dir=tmp_path, local_files_only=True)
+    assert loaded.fingerprint == tokenizer.fingerprint
+
+
+def test_an_interrupted_save_leaves_no_tokenizer(tokenizer, tmp_path, monkeypatch):
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(ResidualQuantizer, "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(CodaError, match="holds no tokenizer"):
+        CodaTokenizer.from_pretrained(tmp_path)
