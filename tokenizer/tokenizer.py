@@ -163,8 +163,8 @@ class CodaTokenizer(nn.Module):
 def fingerprint_of(vae: ContinuousVAE, quantizer: ResidualQuantizer) -> str:
     """SHA-256 over all that decides which codes an image has, and which image codes have.
 
-    That is: every weight with its name and shape, as float32; the autoencoder's description; the latents' normalisation and
-    the image range; layout and norm of the quantizer. Settings of the training (β, temperature, …) are left out.
+    That is: every weight as float32, with its name and shape; the autoencoder's description; the latents'
+    normalisation and the image range; layout and norm of the quantizer. Settings of the training (β, …) are left out.
     """
     config = {
         "autoencoder": vae.config.architecture,
