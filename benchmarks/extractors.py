@@ -175,8 +175,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
         place = torch.device(device)
     except RuntimeError:
         raise CodaError(f"device {device!r} is none that torch knows; use auto, cpu or cuda") from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise CodaError(f"device {device!r} was asked for, but torch sees no CUDA here; use auto or cpu")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        there = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA"
+        raise CodaError(f"device {str(device)!r} was asked for, but torch sees {there} here; use auto or cpu")
     return place
 
 
