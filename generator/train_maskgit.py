@@ -244,6 +244,8 @@ def _digest(manifest: dict[str, Any]) -> str:
 def _new_transformer(cache: CodeCache, settings: _Settings) -> MaskGitTransformer:
     """A transformer for the cache's codes, its weights drawn from the seed."""
     seen = sorted(set(cache.labels.tolist()) - {-1})
+    if seen and not 0 <= seen[0] <= seen[-1] < cache.num_classes:
+        raise CodaError(f"{cache.path} has labels {seen[0]} to {seen[-1]} but says it has {cache.num_classes} classes")
     with torch.random.fork_rng():
         torch.manual_seed(derived_seed("weights", settings.seed))
         transformer = MaskGitTransformer(
