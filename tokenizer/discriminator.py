@@ -13,14 +13,15 @@ from torch import nn
 
 
 class PatchDiscriminator(nn.Module):
-    """A stack of 4×4 convolutions, the first `depth` of stride 2.
+    """A stack of convolutions, the first `depth` of them 4×4 with stride 2, then two of 3×3.
 
-    Group normalisation takes the place of the published batch normalisation: it has no running statistics, so that
-    photographs and reconstructions need not share a batch, and processes need not be synchronised.
+    The published ones have 4×4 throughout, which leaves nothing of small pictures. Group normalisation takes the place
+    of their batch normalisation: it has no running statistics, so that photographs and reconstructions need not share a
+    batch, and processes need not be synchronised.
 
     Args:
         width: Channels of the first layer; they double at each of the next, up to eight times that.
-        depth: Halvings of the resolution; 3 gives patches of 70 pixels.
+        depth: Halvings of the resolution; 3 gives patches of 54 pixels.
     """
 
     def __init__(self, width: int = 64, depth: int = 3) -> None:
@@ -29,14 +30,14 @@ class PatchDiscriminator(nn.Module):
         channels = width
         for number in range(1, depth + 1):
             wider = width * min(2**number, 8)
-            stride = 2 if number < depth else 1
+            kernel, stride = (4, 2) if number < depth else (3, 1)
             layers += [
-                nn.Conv2d(channels, wider, 4, stride=stride, padding=1, bias=False),
+                nn.Conv2d(channels, wider, kernel, stride=stride, padding=1, bias=False),
                 nn.GroupNorm(max(1, wider // 16), wider),
                 nn.LeakyReLU(0.2),
             ]
             channels = wider
-        layers.append(nn.Conv2d(channels, 1, 4, padding=1))
+        layers.append(nn.Conv2d(channels, 1, 3, padding=1))
         self.layers = nn.Sequential(*layers)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

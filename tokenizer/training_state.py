@@ -159,7 +159,10 @@ class TrainedParameters:
         for number, (name, parameter) in enumerate(zip(self.names, self.parameters, strict=True)):
             parameter.copy_(tensors[f"{prefix}.weight.{name}"])
             if updates:
-                moments = {key: tensors[f"{prefix}.{key}.{name}"].to(parameter.device) for key in _MOMENTS}
+                # As the parameter lies in memory: other strides could take another path, with other last bits.
+                moments = {
+                    key: torch.empty_like(parameter).copy_(tensors[f"{prefix}.{key}.{name}"]) for key in _MOMENTS
+                }
                 self.optimizer.state[parameter] = {"step": torch.tensor(float(updates)), **moments}
             if self.ema is not None:
                 self.ema.shadow_params[number].copy_(tensors[f"{prefix}.ema.{name}"])

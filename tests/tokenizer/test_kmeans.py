@@ -20,7 +20,7 @@ def _left_over(latents: torch.Tensor, sides: tuple[int, ...], codebook: torch.Te
 def test_clusters_are_found() -> None:
     centres = torch.randn(8, 4) * 10
     latents = centres[torch.randint(8, (400,))].reshape(400, 4, 1, 1) + 0.01 * torch.randn(400, 4, 1, 1)
-    codebook = residual_kmeans(latents, (1,), 8)
+    codebook = residual_kmeans(latents, (1,), 32)
     assert torch.cdist(centres, codebook).amin(dim=1).max() < 0.05
 
 
