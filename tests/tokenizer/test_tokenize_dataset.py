@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer, merge_caches, tokenize_dataset
+from coda.tokenizer.errors import CodaError
+from coda.tokenizer.images import decode_image, open_images, to_unit
+from coda.tokenizer.vae import ContinuousVAE
+
+COUNT, BAD = 26, (4, 12, 13, 14, 15)
+
+
+@pytest.fixture
+def tokenizer(small_vae: ContinuousVAE) -> CodaTokenizer:
+    """16 × 16 pixels, 8 × 8 latents."""
+    return CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 3, 8])).eval()
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """26 pictures in two classes, five of them broken."""
+    noise = np.random.default_rng(0)
+    folder = tmp_path / "photographs"
+    for i in range(COUNT):
+        path = folder / ("ant" if i < 10 else "bee") / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(256, size=(20, 16, 3), dtype=np.uint8)).save(path)
+        if i in BAD:
+            path.write_bytes(path.read_bytes()[: 50 * (i % 2)])
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_cache_holds_the_codes_of_every_readable_image(
+    tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
+) -> None:
+    summary = tokenize_dataset(tokenizer, photographs, tmp_path / "cache", batch_size=4, shard_size=8)
+    cache, source = CodeCache(summary.path), open_images(photographs)
+    kept = [i for i in range(COUNT) if i not in BAD]
+    assert len(cache) == summary.images == summary.encoded == len(kept)
+    images = torch.stack([to_unit(decode_image(source.read(i), 16)) for i in kept])
+    expected = torch.cat([tokenizer.encode(image[None]) for image in images])
+    assert (cache.batch(range(len(cache)))[0] == expected).float().mean() > 0.999  # batches round otherwise
+    assert cache.labels.tolist() == [0 if i < 10 else 1 for i in kept]
+    assert [cache.key(i) for i in range(len(cache))] == [source.key(i) for i in kept]
+    assert [item.index for item in summary.skipped] == list(BAD)
+    assert summary.skipped[0].key == "ant/04.png" and summary.skipped[0].reason == "is empty"
+    assert torch.equal(cache.value_table, tokenizer.value_table())
+    cache.verify()
+
+
+def test_the_manifest_says_all_that_a_generator_and_a_reader_need(
+    tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
+) -> None:
+    manifest = CodeCache(tokenize_dataset(tokenizer, photographs, tmp_path / "cache").path).manifest
+    assert manifest["tokenizer_fingerprint"] == tokenizer.fingerprint
+    assert manifest["layout"] == tokenizer.layout.to_json() and manifest["codes"] == "uint16"
+    assert manifest["tokenizer"]["shift"] == [0.1] and manifest["tokenizer"]["scale"] == [0.4]
+    assert manifest["preprocessing"]["size"] == [16, 16] and manifest["preprocessing"]["precision"] == "float32"
+    assert (manifest["class_names"], manifest["num_classes"]) == (["ant", "bee"], 2)
+    assert manifest["source"]["fingerprint"] == open_images(photographs).fingerprint
+    assert manifest["images"] + len(manifest["skipped"]) == manifest["source"]["items"] == COUNT
+
+
+def test_mirrored_variants_are_encoded_from_mirrored_pixels(
+    tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
+) -> None:
+    both = CodeCache(tokenize_dataset(tokenizer, photographs, tmp_path / "both", flip=True, batch_size=5).path)
+    plain = CodeCache(tokenize_dataset(tokenizer, photographs, tmp_path / "plain", batch_size=5).path)
+    for file in photographs.glob("*/*.png"):
+        if file.stat().st_size > 60:
+            Image.open(file).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file)
+    mirrored = CodeCache(tokenize_dataset(tokenizer, photographs, tmp_path / "mirrored", batch_size=5).path)
+    assert len(both) == 2 * len(plain)
+    assert torch.equal(both.batch(range(0, len(both), 2))[0], plain.batch(range(len(plain)))[0])
+    assert torch.equal(both.batch(range(1, len(both), 2))[0], mirrored.batch(range(len(plain)))[0])
+    assert both.manifest["variants"] == ["original", "mirrored"]
+
+
+@pytest.mark.parametrize("changes", [{"workers": 2}, {"device": "cpu"}, {"dtype": "float32"}])
+def test_what_only_changes_the_speed_changes_no_byte(
+    tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    settings = {"batch_size": 4, "shard_size": 6}
+    one = tokenize_dataset(tokenizer, photographs, tmp_path / "one", **settings)
+    two = tokenize_dataset(tokenizer, photographs, tmp_path / "two", **settings, **changes)
+    assert content(one.path) == content(two.path)
+
+
+def test_bfloat16_is_another_cache(tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path) -> None:
+    tokenize_dataset(tokenizer, photographs, tmp_path / "cache", dtype="bfloat16")
+    assert CodeCache(tmp_path / "cache").manifest["preprocessing"]["precision"] == "bfloat16"
+    with pytest.raises(CodaError, match=r"preprocessing\.precision bfloat16 there, float32 here"):
+        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", dtype="float32")
+
+
+def in_child(work: Callable[[], object], killed_after: float | None = None) -> bool:
+    """Do `work` in a process of its own, which may be killed in the midst of it; True if it came to its end."""
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which is to end at once, as kill -9 does
+        signal.setitimer(signal.ITIMER_REAL, killed_after or 0)
+        work()
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def test_killed_at_any_instant_the_run_ends_with_the_same_bytes(
+    tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
+) -> None:
+    def make(name: str) -> Callable[[], object]:
+        return lambda: tokenize_dataset(tokenizer, photographs, tmp_path / name, batch_size=2, shard_size=3)
+
+    since = time.monotonic()
+    assert in_child(make("whole"))
+    length = time.monotonic() - since
+    chance, kills = random.Random(0), 0
+    while not in_child(make("cache"), killed_after=chance.uniform(0.05, 0.1 + 0.05 * kills) * length):
+        kills += 1
+        assert kills < 60
+        if (tmp_path / "cache").exists() and not (tmp_path / "cache" / "manifest.json").exists():
+            with pytest.raises(CodaError, match=r"unfinished|no code cache"):
+                CodeCache(tmp_path / "cache")
+    assert kills > 3
+    assert content(tmp_path / "cache") == content(tmp_path / "whole")
+
+
+def test_parts_joined_are_the_bytes_of_one_run(tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path) -> None:
+    settings = {"batch_size": 2, "shard_size": 3}
+    whole = tokenize_dataset(tokenizer, photographs, tmp_path / "whole", **settings)
+    parts = [tmp_path / f"part-{i}" for i in (1, 2, 3)]
+    for i, part in enumerate(parts, 1):
+        tokenize_dataset(tokenizer, photographs, part, part=f"{i}/3", **settings)
+    assert content(merge_caches(parts, tmp_path / "merged").path) == content(whole.path)
+
+
+def test_strict_and_max_skipped_stop_and_what_was_done_counts(
+    tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
+) -> None:
+    settings = {"batch_size": 3, "shard_size": 100}
+    whole = tokenize_dataset(tokenizer, photographs, tmp_path / "whole", **settings)
+    with pytest.raises(CodaError, match=r"^ant/04\.png in .* is empty$"):
+        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", strict=True, **settings)
+    with pytest.raises(CodaError, match=r"^bee/14\.png in .* is empty; 3 others were left out already"):
+        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", max_skipped=3, **settings)
+    with pytest.raises(CodaError, match=r"^ant/04\.png in .* is empty$"):  # left out by the run before
+        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", strict=True, **settings)
+    rest = tokenize_dataset(tokenizer, photographs, tmp_path / "cache", max_skipped=len(BAD), **settings)
+    assert content(rest.path) == content(whole.path)
+    assert rest.encoded < whole.encoded == rest.images
+
+
+def test_a_finished_run_given_again_does_nothing(tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path) -> None:
+    first = tokenize_dataset(tokenizer, photographs, tmp_path / "cache")
+    before = content(first.path)
+    again = tokenize_dataset(tokenizer, photographs, tmp_path / "cache")
+    assert (again.encoded, again.images, again.skipped) == (0, first.images, first.skipped)
+    assert content(first.path) == before
+    anew = tokenize_dataset(tokenizer, photographs, tmp_path / "cache", overwrite=True)
+    assert anew.encoded == first.encoded and content(anew.path) == before
+
+
+def test_another_tokenizer_or_data_set_is_refused_with_what_differs(
+    tokenizer: CodaTokenizer, small_vae: ContinuousVAE, photographs: Path, tmp_path: Path
+) -> None:
+    tokenize_dataset(tokenizer, photographs, tmp_path / "cache")
+    torch.manual_seed(9)
+    other = CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 3, 8]))
+    with pytest.raises(CodaError, match=r"tokenizer_fingerprint .* there, .* here"):
+        tokenize_dataset(other, photographs, tmp_path / "cache")
+    with pytest.raises(CodaError, match=r"source\.items 26 there, 20 here"):
+        tokenize_dataset(tokenizer, f"{photographs}[:20]", tmp_path / "cache")
+    with pytest.raises(CodaError, match="variants"):
+        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", flip=True)
+    with pytest.raises(CodaError, match="part null there"):
+        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", part="1/1")
+    shutil.rmtree(photographs / "ant")
+    with pytest.raises(CodaError, match=r"source\.fingerprint"):
+        tokenize_dataset(tokenizer, photographs, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 32}, "size 32 does not fit the tokenizer, which takes images of 16x16"),
+        ({"part": "0/4"}, "the second of four parts is 2/4"),
+        ({"part": "5/4"}, "the second of four parts is 2/4"),
+        ({"part": "half"}, "the second of four parts is 2/4"),
+        ({"batch_size": 0}, "must be at least 1"),
+        ({"shard_size": 0}, "must be at least 1"),
+        ({"data": "/nothing/here"}, "does not exist"),
+        ({"tokenizer": "/nothing/here"}, "/nothing/here"),
+        ({"device": "abacus"}, "abacus"),
+        ({"dtype": "int4"}, "int4"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CodaError, match=message):
+        tokenize_dataset(**{"tokenizer": tokenizer, "data": photographs, "out": tmp_path / "cache"} | changes)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_nothing_but_broken_items_makes_no_cache(tokenizer: CodaTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    for i in range(3):
+        (tmp_path / "photographs" / f"{i}.jpg").write_bytes(b"")
+    with pytest.raises(CodaError, match=r"none of 3 items can be read; the first, 0\.jpg, is empty"):
+        tokenize_dataset(tokenizer, tmp_path / "photographs", tmp_path / "cache")
+    with pytest.raises(CodaError, match="unfinished"):
+        CodeCache(tmp_path / "cache")
+
+
+def test_real_photographs_go_through_from_every_kind_of_source(
+    small_vae: ContinuousVAE, shared_data: Path, tmp_path: Path
+) -> None:
+    tokenizer = CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 4, 32])).eval()  # 64 × 64 pixels
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    table, archive, folder = (
+        tokenize_dataset(tmp_path / "tokenizer", f"{shared_data}/{data}", tmp_path / name, batch_size=8)
+        for name, data in [
+            ("table", "tiny-imagenet/train-00000.parquet[:16]"),
+            ("archive", "tiny-imagenet/webdataset-00000.tar[:16]"),
+            ("folder", "imagenet-sample-256[-16:]"),
+        ]
+    )
+    one, two = CodeCache(table.path), CodeCache(archive.path)
+    assert torch.equal(one.batch(range(16))[0], two.batch(range(16))[0]) and torch.equal(one.labels, two.labels)
+    assert folder.images == 16 and CodeCache(folder.path).num_classes == 1000
