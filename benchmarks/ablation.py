@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from coda.tokenizer import CodeLayout, adapt, default_sides, load_vae
 from coda.tokenizer.errors import CodaError
@@ -149,60 +150,55 @@ def ablation(
     run = RunDirectory(out, "ablation benchmark", settings, overwrite)
     if run.complete:
         return Report.load(out)
+    shared: dict[str, Any] = {"size": size, "batch_size": batch_size, "workers": workers, "strict": strict}
+    shared |= {"seed": seed, "device": device}
     measured: dict[Recipe, Report] = {}
     recipes = list(dict.fromkeys([*rungs.values(), *sweep.values()]))
     for number, recipe in enumerate(recipes, 1):
         folder = run.path / "rungs" / _folder_name(recipe)
         note(f"Rung {number} of {len(recipes)}: {_folder_name(recipe)}")
-        tokenizer = adapt(
-            vae=vae,
-            data=data,
-            out=folder / "tokenizer",
-            size=size,
-            sides=recipe.sides,
-            codebook_size=codebook_size,
-            lora_rank=recipe.lora_rank,
-            steps=recipe.steps,
-            batch_size=batch_size,
-            workers=workers,
-            seed=seed,
-            device=device,
-            strict=strict,
-        )
+        made = adapt(vae, data, folder / "tokenizer", codebook_size=codebook_size, **asdict(recipe), **shared)
         measured[recipe] = reconstruction_metrics(
-            tokenizer,
+            made,
             data if test_data is None else test_data,
-            out=folder / "figures",
-            size=size,
-            batch_size=batch_size,
-            workers=workers,
+            folder / "figures",
             limit=limit,
             continuous=continuous if number == 1 else None,  # it is the same for all
             extractor=network,
-            seed=seed,
-            device=device,
-            strict=strict,
+            **shared,
         )
-    names, first = network.figure_names, measured[recipes[0]]
+    first = measured[recipes[0]]
     provenance = {**settings, **{key: first.provenance[key] for key in ("reference", "self_check")}}
     provenance |= {"extractor": network.description, "rounding": ROUNDING, **describe_run(place)}
     warnings = [] if test_data is not None else ["Measured on the very pictures that the tokenizers were adapted on."]
-    report = Report(
+    report = _report(rungs, sweep, measured, network.figure_names, provenance, warnings + first.warnings)
+    run.finish(report.save)
+    return report
+
+
+def _report(
+    rungs: Rungs,
+    sweep: Rungs,
+    measured: Mapping[Recipe, Report],
+    names: FigureNames,
+    provenance: dict[str, Any],
+    warnings: list[str],
+) -> Report:
+    first, codebook_size = next(iter(measured.values())), provenance["codebook_size"]
+    return Report(
         title="Ablation",
         figures=[Figure(name, measured[recipe][names.distance], note=names.distance) for name, recipe in rungs.items()],
         tables=[
             _table("What each idea brings", rungs, measured, codebook_size, names, first),
             _table("Number of levels (not trained)", sweep, measured, codebook_size, names, first),
         ],
-        warnings=warnings + first.warnings,
+        warnings=warnings,
         provenance=provenance,
         plots=[
             _plot("ideas", "What each idea brings", "", rungs, measured, names.distance),
             _plot("levels", "Number of levels (not trained)", "levels", sweep, measured, names.distance),
         ],
     )
-    run.finish(report.save)
-    return report
 
 
 def _evenly(sides: Sequence[Side], count: int) -> tuple[Side, ...]:

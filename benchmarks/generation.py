@@ -15,7 +15,7 @@ from coda.tokenizer.images import ImageSource
 from coda.tokenizer.run_directory import RunDirectory
 
 from .adm_npz import write_npz
-from .comparison import compare, sample_size_warnings
+from .comparison import Comparison, compare, sample_size_warnings
 from .extractors import FeatureExtractor, load_extractor, require_torch_fidelity, resolve_device
 from .provenance import describe_run, model_identity
 from .reference import ROUNDING, NpzSet, PictureSet, Size, SourceSet, look_at, open_picture_set
@@ -101,22 +101,16 @@ def generation_metrics(
         references.crop_to(generated.size)
     real = look_at(references, network, batch_size, "Looking at the reference")
     compared = compare(generated.features, real.features, references, network, seed)
-    report = Report(
-        title="Generation",
-        figures=compared.figures,
-        warnings=sample_size_warnings(compared.smallest, compared.dimensions, network.figure_names.distance),
-        provenance={
-            "extractor": network.description,
-            "samples": generated.description,
-            "reference": real.description,
-            "self_check": f"{compared.self_check:.3g} (the reference against itself)",
-            "sampling": dict(sampling or {"guidance": "not given", "steps": "not given"}),
-            "rounding": ROUNDING if callable(samples) else "none: the samples were uint8 already",
-            "seed": seed,
-            "batch_size": batch_size,
-            **describe_run(place),
-        },
-    )
+    measurement = {
+        "samples": generated.description,
+        "reference": real.description,
+        "sampling": dict(sampling or {"guidance": "not given", "steps": "not given"}),
+        "rounding": ROUNDING if callable(samples) else "none: the samples were uint8 already",
+        "seed": seed,
+        "batch_size": batch_size,
+        **describe_run(place),
+    }
+    report = _report(compared, network, measurement)
 
     def write(folder: Path) -> None:
         if export_npz:
@@ -128,6 +122,19 @@ def generation_metrics(
     run.finish(write)
     shutil.rmtree(store, ignore_errors=True)
     return report
+
+
+def _report(compared: Comparison, extractor: FeatureExtractor, measurement: dict[str, Any]) -> Report:
+    return Report(
+        title="Generation",
+        figures=compared.figures,
+        warnings=sample_size_warnings(compared.smallest, compared.dimensions, extractor.figure_names.distance),
+        provenance={
+            "extractor": extractor.description,
+            "self_check": f"{compared.self_check:.3g} (the reference against itself)",
+            **measurement,
+        },
+    )
 
 
 def choose_classes(classes: Sequence[int], count: int, balance: str, seed: int) -> list[int]:

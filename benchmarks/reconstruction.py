@@ -137,29 +137,42 @@ def reconstruction_metrics(
             bar.advance(len(images), psnr=float(ways[""].psnr[-1].mean()))
     if len(originals) < 2:
         raise CodaError(f"{data}: {len(originals)} pictures could be read; a distance needs two at least")
-    stats = Statistics.of(originals.pooled)
-    figures = [f for prefix, way in ways.items() for f in way.figures(prefix, network, originals, stats, seed)]
-    report = Report(
+    measurement = {
+        "reference": describe_seen(pictures, labels, shape),
+        "tokenizer": settings["tokenizer"],
+        "continuous": settings["continuous"],
+        "codes": str(usage.layout) if usage else None,
+        "seed": seed,
+        "batch_size": batch_size,
+        **describe_run(place),
+    }
+    report = _report(ways, originals, usage, network, measurement)
+    run.finish(report.save)
+    return report
+
+
+def _report(
+    ways: dict[str, _Reconstructed],
+    originals: FeatureSet,
+    usage: CodeUsage | None,
+    extractor: FeatureExtractor,
+    measurement: dict[str, Any],
+) -> Report:
+    stats, seed = Statistics.of(originals.pooled), measurement["seed"]
+    figures = [f for prefix, way in ways.items() for f in way.figures(prefix, extractor, originals, stats, seed)]
+    return Report(
         title="Reconstruction",
         figures=figures + (_usage_figures(usage) if usage else []),
         tables=[_usage_table(usage)] if usage else [],
         plots=[_usage_plot(usage)] if usage else [],
-        warnings=sample_size_warnings(len(originals), originals.pooled.shape[1], network.figure_names.distance),
+        warnings=sample_size_warnings(len(originals), originals.pooled.shape[1], extractor.figure_names.distance),
         provenance={
-            "extractor": network.description,
-            "reference": describe_seen(pictures, labels, shape),
-            "self_check": f"{frechet_distance(stats, stats):.3g} (the originals against themselves)",
-            "tokenizer": settings["tokenizer"],
-            "continuous": settings["continuous"],
-            "codes": str(tokenizer.layout) if usage else None,
+            "extractor": extractor.description,
             "rounding": ROUNDING,
-            "seed": seed,
-            "batch_size": batch_size,
-            **describe_run(place),
+            "self_check": f"{frechet_distance(stats, stats):.3g} (the originals against themselves)",
+            **measurement,
         },
     )
-    run.finish(report.save)
-    return report
 
 
 def _reconstructing(model: Any, device: torch.device, usage: CodeUsage | None) -> Reconstruct:

@@ -54,9 +54,9 @@ def test_the_sweep_ends_on_the_latents_grid() -> None:
 def test_report_with_every_rung(vae: Path, photographs: Path, extractor: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "size": 16,
-        "sides": [1, 2, 4],
+        "sides": [2, 4],
         "codebook_size": 8,
-        "levels": [1, 2],
+        "levels": [1],
         "steps": 1,
         "batch_size": 4,
         "lora_rank": 2,
@@ -67,14 +67,14 @@ def test_report_with_every_rung(vae: Path, photographs: Path, extractor: Any, tm
     report = ablation(vae, f"{photographs}[:12]", f"{photographs}[12:]", tmp_path / "out", **options)
     ideas, levels = report.tables
     assert [row[0] for row in ideas.rows] == [*ladder([(1, 1)], 1, 1), "the VAE itself"]
-    assert [row[1] for row in ideas.rows] == [1, 3, 3, 3, None]
-    assert [row[2] for row in ideas.rows] == [16 * 3, 21 * 3, 21 * 3, 21 * 3, None]
-    assert [row[0] for row in levels.rows] == ["1", "2", "the VAE itself"]
+    assert [row[1] for row in ideas.rows] == [1, 2, 2, 2, None]
+    assert [row[2] for row in ideas.rows] == [16 * 3, 20 * 3, 20 * 3, 20 * 3, None]
+    assert [row[0] for row in levels.rows] == ["1", "the VAE itself"]
     assert ideas.rows[0][5:] == levels.rows[0][5:]  # measured once: direct VQ is the sweep's first
     assert all(figure.value is not None for figure in report.figures)
     assert not any("very pictures" in warning for warning in report.warnings)
     rungs = sorted((tmp_path / "out" / "rungs").iterdir())
-    assert len(rungs) == 5
+    assert len(rungs) == 4
     assert CodaTokenizer.from_pretrained(rungs[0] / "tokenizer").layout.codebook_size == 8
     # The same again is the same report, without any work.
     assert (
