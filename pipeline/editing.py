@@ -11,7 +11,7 @@ it, whatever is sampled inside.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -30,6 +30,8 @@ from .grid import labelled_grid
 from .photograph import Picture, open_photograph
 from .regions import Region, box_pixels, cells_to_keep, region_mask, soft_inside
 from .seeds import Seeds, generators_per_image
+
+_NOTHING = (128, 128, 128)  # shown where an outpainted photograph has nothing
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ class Edit:
 
     def grid(self) -> Image.Image:
         """Original, region and variants in one picture."""
-        labels = ["original", "region", *(f"variant {number}" for number in range(1, len(self.images) + 1))]
-        return labelled_grid([self.original, self.mask, *self.images], labels)
+        shown = [("original", self.original)] + ([] if self.outside_psnr is None else [("region", self.mask)])
+        shown += [(f"variant {number}", image) for number, image in enumerate(self.images, start=1)]
+        return labelled_grid([image for _, image in shown], [label for label, _ in shown])
 
 
 def inpaint(
@@ -97,7 +100,10 @@ def outpaint(
     canvas = F.pad(placed, (left, width - right, top, height - bottom), mode="replicate")
     around = torch.ones(height, width, dtype=torch.bool)
     around[top:bottom, left:right] = False
-    return resample(pipeline, canvas, around, class_label, **settings)
+    edit = resample(pipeline, canvas, around, class_label, **settings)
+    original = Image.new("RGB", (width, height), _NOTHING)
+    original.paste(edit.original.crop((left, top, right, bottom)), (left, top))
+    return replace(edit, original=original)
 
 
 def vary(

@@ -49,10 +49,10 @@ class Reconstruction:
 
     def side_by_side(self) -> Image.Image:
         """The three in one picture, with what there is to say written above them."""
-        labels = [
-            f"original {self.original.width}×{self.original.height}",
+        labels = [  # Pillow's own font has no ×
+            f"original {self.original.width}x{self.original.height}",
             f"{self.psnr:.2f} dB, {self.bits_per_pixel:.3g} bit/px",
-            f"difference ×{DIFFERENCE_GAIN}",
+            f"difference x{DIFFERENCE_GAIN}",
         ]
         return labelled_grid(self.images, labels, columns=3, smallest=256)
 

@@ -116,6 +116,7 @@ def test_painting_on_around_a_photograph(pipeline: CodaPipeline, photograph: tor
     edit = outpaint(pipeline, image, (4, 8, 12, 16), "dogs", generator=1)
     assert (_pixels(edit.images[0])[8:16, 4:12] == np.asarray(image)).all()
     assert (np.asarray(edit.mask)[8:16, 4:12] == 0).all() and (np.asarray(edit.mask)[:8] == 255).all()
+    assert (_pixels(edit.original)[:8] == 128).all() and (_pixels(edit.original)[8:, 4:12] == np.asarray(image)).all()
     in_shares = outpaint(pipeline, image, (0.25, 0.5, 0.75, 1), "dogs", generator=1)
     assert in_shares.images == edit.images
 
@@ -171,6 +172,8 @@ def test_no_class_is_a_class_too(pipeline: CodaPipeline, photograph: torch.Tenso
 def test_one_picture_shows_it_all(pipeline: CodaPipeline, photograph: torch.Tensor) -> None:
     edit = inpaint(pipeline, photograph, BOX, "cats", num_images=2, generator=1)
     assert edit.grid().width > 2 * 128 and edit.grid().height > 2 * 128
+    everywhere = vary(pipeline, photograph, num_images=1, generator=1)
+    assert everywhere.grid().height < 2 * 128, "no region to show"
 
 
 @pytest.mark.parametrize(
