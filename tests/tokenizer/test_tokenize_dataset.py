@@ -131,13 +131,13 @@ def test_killed_at_any_instant_the_run_ends_with_the_same_bytes(
     assert in_child(make("whole"))
     length = time.monotonic() - since
     chance, kills = random.Random(0), 0
-    while not in_child(make("cache"), killed_after=chance.uniform(0.05, 0.1 + 0.05 * kills) * length):
+    while not in_child(make("cache"), killed_after=chance.uniform(0.2, 0.3 + 0.05 * kills) * length):
         kills += 1
         assert kills < 60
         if (tmp_path / "cache").exists() and not (tmp_path / "cache" / "manifest.json").exists():
             with pytest.raises(CodaError, match=r"unfinished|no code cache"):
                 CodeCache(tmp_path / "cache")
-    assert kills > 3
+    assert kills > 2
     assert content(tmp_path / "cache") == content(tmp_path / "whole")
 
 

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ..errors import CodaError
 from .source import BrokenImage
@@ -20,7 +20,7 @@ ORIENTATION = "as the EXIF tag says"
 TRANSPARENCY = "over white"
 
 # Only what photographs come in: some of Pillow's other formats run programs (EPS).
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")
 _MOST_PIXELS = 178_956_970  # Pillow's own bound, twice its warning
 _RANDOM_MARGIN = 1.125  # 256 out of 288, as the published training has it
 
@@ -85,7 +85,8 @@ def _open_rgb(content: bytes) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
     except Exception:  # a damaged tag: the pixels are sound
         return image
 
