@@ -260,7 +260,7 @@ def _new_transformer(cache: CodeCache, settings: _Settings) -> MaskGitTransforme
             class_names=cache.class_names,
             tokenizer_fingerprint=cache.tokenizer_fingerprint,
         )
-    transformer.set_value_table(cache.value_table)
+        transformer.start_from_values(cache.value_table)
     return transformer
 
 

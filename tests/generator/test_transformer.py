@@ -165,6 +165,20 @@ def test_a_value_table_of_another_codebook_is_refused(model):
         model.set_value_table(torch.zeros(K, 4))
 
 
+@torch.no_grad()
+def test_codes_of_near_values_start_with_near_embeddings():
+    model = make(awake=False)
+    spread = model.code_embedding.weight.std()
+    values = torch.randn(K, 3)
+    values[1] = values[0]
+    values[2] = -values[0]
+    model.start_from_values(values)
+    embedding = model.code_embedding.weight
+    assert torch.equal(model.value_table, values)
+    assert embedding.std() == pytest.approx(float(spread), rel=0.25)
+    assert (embedding[0] - embedding[1]).norm() < 0.7 * (embedding[0] - embedding[2]).norm()
+
+
 def test_gradient_checkpointing_changes_no_gradient(model, batch):
     def gradients():
         model.zero_grad()
