@@ -26,6 +26,10 @@ class UsageError(Exception):
     """Wrong usage: one line that says what was wrong and what would be right; exit status 2."""
 
 
+class FailedRun(Exception):
+    """What a `CodaError` is, for those who must not import torch; exit status 1."""
+
+
 @dataclass(frozen=True)
 class Range:
     """Bounds of a number, both included unless `open_low`."""

@@ -23,7 +23,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .arguments import UsageError, arguments_of, nearest, parse, resolve, to_json
+from .arguments import Argument, FailedRun, UsageError, arguments_of, nearest, parse, resolve, to_json
 from .config_file import read_config
 
 SUMMARY = "coda turns a continuous VAE into a discrete tokenizer, and trains a masked transformer over its codes."
@@ -153,7 +153,23 @@ def _dispatch(name: str, words: list[str], flags: Sequence[str]) -> None:
     if dry_run:
         print(json.dumps(to_json(values, arguments), indent=2, ensure_ascii=False))
         return
+    _check_defaults(arguments, values)
     _fire(command, function, values)
+
+
+def _check_defaults(arguments: Sequence[Argument], values: Mapping[str, Any]) -> None:
+    """What the command before this one should have made, and nothing else was asked for, must be there.
+
+    Raises:
+        FailedRun: It is not; the message names the command that makes it.
+    """
+    for argument in arguments:
+        place = str(argument.default)
+        by_default = values[argument.name] == argument.default
+        if by_default and argument.name != "out" and place.startswith("runs/") and not Path(place).exists():
+            outs = {name: [a for a in arguments_of(load_command(name)) if a.name == "out"] for name in COMMANDS}
+            makers = (name for name, out in outs.items() if out and str(out[0].default) == place)
+            raise FailedRun(f"there is no {place} yet: coda {next(makers)} makes it, or give another {argument.label}")
 
 
 def _print_overview(name: str, group: str) -> None:
@@ -214,7 +230,7 @@ def _fire(command: str, function: Callable[..., str], values: Mapping[str, Any])
 def _reason(error: Exception) -> str:
     """One line for what went wrong."""
     kind = type(error)
-    ours = kind.__module__.startswith("coda.") or isinstance(error, UsageError)
+    ours = kind.__module__.startswith("coda.")
     text = " ".join(str(error).split())
     if ours:
         return text

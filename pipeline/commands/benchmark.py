@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ..arguments import Count, Device, Natural, Precision, Range, Seed, Side, Unsplit, UsageError, Weight
 
 if TYPE_CHECKING:
+    import torch
+
     from coda.benchmarks.report import Report
+    from coda.benchmarks.sample_store import Sampler
+
+    from ..classes import ClassTable
 
 Extractor = Literal["auto", "inception", "efficientnet_lite0"]
 Shape = Literal["small", "kl16", "flux"]
@@ -107,7 +113,7 @@ def gfid(
         samples: Folder or .npz of pictures to measure; without it the model makes them.
         model: Generator directory, pipeline directory or hub id, or the word bundled.
         tokenizer: Directory or hub id of the tokenizer that belongs to a generator; runs/tokenizer if not given.
-        class_: Classes to sample, as in coda sample; those of the reference if not given.
+        class_: Classes to sample, as in coda sample; those of the reference if not given, which the model must know.
         num_images: How many samples; all there are, or 50,000 from a model, if not given.
         balance: Classes in turns (uniform), or each at random (drawn).
         steps: One number, shared out over the levels, or one per level; the model's if not given.
@@ -133,13 +139,17 @@ def gfid(
     from .model import find_classes, open_pipeline, sampler_of, settings_of
 
     sampling = None
-    source: object = samples
+    source: Any = samples
     classes = None
     if samples is None:
         pipeline = open_pipeline(model, tokenizer, device, dtype)
-        source = sampler_of(pipeline, steps, guidance)
+        draw = sampler_of(pipeline, steps, guidance)
         sampling = settings_of(pipeline, model, steps, guidance)
         classes = find_classes(class_, pipeline.classes) or None
+        if pipeline.classes.seen:
+            source = _only_of(pipeline.classes, draw)
+        else:
+            source, classes = draw, [0]  # one class for all, which nothing reads
     elif unused := [
         flag
         for flag, given in (
@@ -310,6 +320,16 @@ def speed(
         overwrite=overwrite,
     )
     return _ending(report, out)
+
+
+def _only_of(classes: ClassTable, draw: Sampler) -> Sampler:
+    """`draw`, refusing the classes of a reference that the model has never seen: their pictures would mean nothing."""
+
+    def sample(labels: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
+        classes.find_all(set(labels))
+        return draw(labels, seeds)
+
+    return sample
 
 
 def _ending(report: Report, out: Path) -> str:

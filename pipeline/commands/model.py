@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import UsageError
+from ..arguments import FailedRun, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,7 @@ def open_pipeline(model: str, tokenizer: str | None, device: str, dtype: str) ->
 
     Raises:
         UsageError: A tokenizer was given beside a whole pipeline.
+        FailedRun: None was given for a generator, and there is none in `TOKENIZER`.
         CodaError: Something cannot be loaded, or the two do not belong together.
     """
     import sys
@@ -35,6 +36,8 @@ def open_pipeline(model: str, tokenizer: str | None, device: str, dtype: str) ->
     from ..coda_pipeline import CodaPipeline
 
     folder = Path(model).expanduser()
+    if tokenizer is None and not Path(TOKENIZER).exists() and (folder / "config.json").is_file():
+        raise FailedRun(f"there is no {TOKENIZER} beside the generator {model}: give its --tokenizer")
     if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
         pipeline = CodaPipeline.from_parts(folder, tokenizer or TOKENIZER)
     elif tokenizer is not None:
@@ -113,15 +116,16 @@ def sampler_of(
 ) -> Callable[[Sequence[int | None], Sequence[int]], torch.Tensor]:
     """The pipeline as a callable (class indices, seeds) -> images (B, 3, H, W) in [-1, 1].
 
-    Each picture depends on its own class and seed alone.
+    Each picture depends on its own class and seed alone. A model that knows no classes is not asked for any.
     """
+    classless = not pipeline.classes.seen
 
     def sample(labels: Sequence[int | None], seeds: Sequence[int]) -> torch.Tensor:
         import torch
 
         with torch.inference_mode():
             codes = pipeline.sample_codes(
-                labels,
+                [None] * len(labels) if classless else labels,
                 [torch.Generator().manual_seed(seed) for seed in seeds],
                 guidance_scale=guidance,
                 num_inference_steps=steps_of(steps),

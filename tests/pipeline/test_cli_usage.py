@@ -176,6 +176,30 @@ def test_a_failed_run_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str
     assert err.startswith("coda inspect: ") and "nowhere/at/all" in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["adapt", "--data", "d"],
+            "coda adapt: there is no runs/vae yet: coda train-vae makes it, or give another --vae",
+        ),
+        (
+            ["tokenize-dataset", "--data", "d"],
+            "coda tokenize-dataset: there is no runs/tokenizer yet: coda adapt makes it",
+        ),
+        (["train-maskgit"], "coda train-maskgit: there is no runs/cache yet: coda tokenize-dataset makes it"),
+        (["reconstruct", "photo.jpg"], "coda reconstruct: there is no runs/tokenizer yet: coda adapt makes it"),
+    ],
+)
+def test_a_stage_that_was_left_out_is_named(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    status, out, err = said(capsys, *words)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(line)
+    assert not list(tmp_path.iterdir())
+
+
 def test_debug_shows_the_traceback_above_the_line(capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = said(capsys, "inspect", "nowhere/at/all", "--debug")
     assert status == 1 and "Traceback (most recent call last)" in err
