@@ -57,8 +57,8 @@ def demo(*, data: Path | None = None, out: Path = Path("runs/demo")) -> int:
             return status
     classes = ",".join(map(str, _classes_in(Path(cache))[:CLASSES_SHOWN]))
     return _run(
-        ["sample", "--model", generator, "--tokenizer", tokenizer, "--class", classes, "--num", "4",
-         "--out", samples, "--overwrite"]
+        ["sample", "--model", generator, "--tokenizer", tokenizer, *(["--class", classes] if classes else []),
+         "--num", "4", "--out", samples, "--overwrite"]
     )  # fmt: skip
 
 
