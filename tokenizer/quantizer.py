@@ -170,7 +170,7 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
     def _levels(
         self, latents: torch.Tensor, look_up: Callable[[torch.Tensor], tuple[Found, torch.Tensor]]
     ) -> Iterator[tuple[torch.Tensor, Found, torch.Tensor]]:
-        """The residual loop (paper, Section 3.2): per level what it saw, what it found, what that adds to the latent."""
+        """The residual loop (paper, Section 3.2): per level what it saw, what it found, what that adds."""
         b, c, h, w = latents.shape
         residual = latents
         for height, width in self.layout.sides:

@@ -12,7 +12,15 @@ from safetensors.torch import load_file
 from coda.tokenizer import ResidualQuantizer
 from coda.tokenizer.official import quantizer_from_official
 
-CASES = ["01_plain", "02_rms_norm", "03_layer_norm", "04_entropy_settings", "05_mar_form", "06_flux_form", "07_nonsquare"]
+CASES = [
+    "01_plain",
+    "02_rms_norm",
+    "03_layer_norm",
+    "04_entropy_settings",
+    "05_mar_form",
+    "06_flux_form",
+    "07_nonsquare",
+]
 OURS = {"codebooks.weight": "codebook.weight"}
 
 
