@@ -186,7 +186,7 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):  # type: igno
         level_embedding = self.level_embedding(torch.tensor(list(levels), device=codes.device))  # (V, D)
         hidden = self._embed(codes)
         hidden = hidden + self.prefix_projection(torch.cat(reduced, dim=1).to(dtype))
-        hidden = hidden + (self.position_projection(positions) + level_embedding[level_of_cell])
+        hidden = hidden + (self.position_projection(positions.to(dtype)) + level_embedding[level_of_cell])
         condition = F.silu(self.class_embedding(class_labels)[:, None] + level_embedding)  # (B, V, D)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:

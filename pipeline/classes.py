@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from typing import NoReturn
 
@@ -117,8 +118,8 @@ class ClassTable:
 
     def find_all(self, words: int | str | Iterable[int | str]) -> list[int]:
         """`find` for one word or several, in their order."""
-        several = [words] if isinstance(words, int | str) else list(words)
-        return [self.find(word) for word in several]
+        several = words.tolist() if hasattr(words, "tolist") else words  # an array or a tensor
+        return [self.find(word) for word in ([several] if isinstance(several, int | str) else several)]
 
     def nearest(self, word: str, count: int = 3) -> list[ImageClass]:
         """Classes the model has seen whose names are most like `word`: those that contain it first."""
@@ -130,10 +131,10 @@ class ClassTable:
         return [self.classes[index] for index in list(indices)[:count]]
 
     def _index_of(self, word: int | str) -> int:
-        if isinstance(word, bool) or not isinstance(word, int | str):
+        if isinstance(word, bool) or not isinstance(word, Integral | str):
             _refuse(f"class {word!r}: give an index, a WordNet id or a name")
-        if isinstance(word, int):
-            return self._in_range(word)
+        if not isinstance(word, str):
+            return self._in_range(int(word))
         found = self._of_word.get(_plain(word), [])
         found = [index for index in found if index in self._is_seen] or found  # "crane": the one that the model knows
         if len(found) == 1:

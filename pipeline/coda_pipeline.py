@@ -277,7 +277,7 @@ class CodaPipeline(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: "bundled" (the model that ships with the package), a directory that
                 `save_pretrained` wrote, or a hub id, of which a snapshot is taken first.
-            **kwargs: As in diffusers: `torch_dtype`, `device_map`, `variant`, `revision`, components to use instead, ….
+            **kwargs: As in diffusers: `dtype`, `device_map`, `variant`, `revision`, components to use instead, ….
                 Code from a repository is never run: `trust_remote_code` and `custom_pipeline` are refused.
 
         Raises:

@@ -211,7 +211,7 @@ def resample(
         num_inference_steps=num_inference_steps,
         known=(codes.expand(num_images, -1), keep.expand(num_images, -1)),
         batch_size=batch_size,
-        callback=_look_up_again(quantizer, latents.to(quantizer.device), keep.to(quantizer.device)),
+        callback=_look_up_again(quantizer, latents.float().to(quantizer.device), keep.to(quantizer.device)),
         callback_tensors=("codes", "prefix_latents"),
     )
     decoded = pipeline.decode(sampled).cpu()
@@ -241,7 +241,7 @@ def _look_up_again(
 
     Args:
         quantizer: What looks them up.
-        latents: (1, C, h, w), the photograph's own.
+        latents: (1, C, h, w) float32, the photograph's own.
         keep: (T,) bool.
     """
     layout, keys, values = quantizer.layout, quantizer.keys(), quantizer.values()
@@ -255,7 +255,7 @@ def _look_up_again(
         level = ends.index(int(timestep))
         codes = tensors["codes"].to(keep.device).clone()  # (B, T)
         cells = slice(layout.offsets[level + 1], layout.offsets[level + 2])
-        said = F.embedding(layout.split(codes)[level], values).movedim(-1, 1).to(latents.dtype)
+        said = F.embedding(layout.split(codes)[level], values).movedim(-1, 1).float()
         prefix = tensors["prefix_latents"].to(latents) + enlarge(said, layout.grid)  # before level + 1
         left = reduce(latents - prefix, layout.sides[level + 1]).to(keys.dtype)
         found, _ = best_codes(quantizer.queries(left), keys)

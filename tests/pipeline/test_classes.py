@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from coda.pipeline.classes import ClassTable, find_classes, imagenet_classes
@@ -27,6 +28,7 @@ def test_every_spelling_finds_the_class(word: int | str) -> None:
 
 def test_several_words_keep_their_order() -> None:
     assert find_classes(["goldfish", 207, "n01440764"]) == [1, 207, 0]
+    assert find_classes(np.array([5, 3])) == find_classes(list(np.array([5, 3]))) == [5, 3]
 
 
 def test_every_imagenet_class_is_found_by_its_id_and_by_all_its_synonyms_together() -> None:

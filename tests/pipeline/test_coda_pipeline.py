@@ -174,10 +174,13 @@ def test_progress_can_be_turned_off(pipeline: CodaPipeline, capsys: pytest.Captu
     assert "24/24" in capsys.readouterr().err
 
 
-def test_half_precision() -> None:
-    half = make_pipeline().to(torch.bfloat16)
-    images = half([0, 1], generator=1, output_type="np").images
+def test_half_precision(saved: Path) -> None:
+    converted = make_pipeline().to(torch.bfloat16)
+    images = converted([0, 1], generator=1, output_type="np").images
     assert isinstance(images, np.ndarray) and images.dtype == np.float32 and np.isfinite(images).all()
+    loaded = CodaPipeline.from_pretrained(saved, dtype=torch.bfloat16)
+    assert {loaded.vae.dtype, loaded.quantizer.dtype, loaded.transformer.dtype} == {torch.bfloat16}
+    assert torch.equal(_codes(loaded, [0, 1], generator=1), _codes(converted, [0, 1], generator=1))
 
 
 def test_parts_that_do_not_fit_are_refused(pipeline: CodaPipeline) -> None:
@@ -217,6 +220,14 @@ def test_what_is_saved_names_packages_not_files(saved: Path) -> None:
     index = json.loads((saved / "model_index.json").read_text())
     assert index["vae"] == ["coda.tokenizer", "ContinuousVAE"]
     assert index["scheduler"] == ["coda.generator", "MaskGitScheduler"]
+
+
+@pytest.mark.parametrize("settings", [{"variant": "fp16"}, {"max_shard_size": "20KB"}], ids=str)
+def test_variants_and_shards(pipeline: CodaPipeline, tmp_path: Path, settings: dict[str, Any]) -> None:
+    pipeline.save_pretrained(tmp_path, **settings)
+    assert len(list((tmp_path / "transformer").glob("*.safetensors"))) > 1 or "variant" in settings
+    loaded = CodaPipeline.from_pretrained(tmp_path, variant=settings.get("variant"))
+    assert torch.equal(_codes(loaded, 0, generator=1), _codes(pipeline, 0, generator=1))
 
 
 def test_settings_of_the_scheduler_are_kept(saved: Path, tmp_path: Path) -> None:

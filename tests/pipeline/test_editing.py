@@ -169,6 +169,11 @@ def test_no_class_is_a_class_too(pipeline: CodaPipeline, photograph: torch.Tenso
     assert not torch.equal(none.codes, inpaint(pipeline, photograph, BOX, "cats", generator=[1]).codes)
 
 
+def test_half_precision(photograph: torch.Tensor) -> None:
+    edit = inpaint(make_pipeline().to(torch.bfloat16), photograph, BOX, "cats", generator=1, coverage=0.1)
+    assert edit.codes.shape == (1, 85) and 0 <= edit.codes.min() <= edit.codes.max() < 32
+
+
 def test_one_picture_shows_it_all(pipeline: CodaPipeline, photograph: torch.Tensor) -> None:
     edit = inpaint(pipeline, photograph, BOX, "cats", num_images=2, generator=1)
     assert edit.grid().width > 2 * 128 and edit.grid().height > 2 * 128
