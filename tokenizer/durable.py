@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .errors import CodaError
@@ -25,7 +26,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # what the user's umask gives; safetensors would make it private
         write(partial)
+        partial.chmod(mode)
         _flush(partial)
         os.replace(partial, path)
     except OSError:
@@ -50,7 +54,14 @@ def save_tensors(
 ) -> Path:
     """Write tensors (any device) as one safetensors file."""
     on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    return write_atomically(path, lambda partial: save_file(on_cpu, partial, dict(metadata) if metadata else None))
+
+    def write(partial: Path) -> None:
+        try:
+            save_file(on_cpu, partial, dict(metadata) if metadata else None)
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise OSError(f"{path} cannot be written: {error}") from error
+
+    return write_atomically(path, write)
 
 
 def publish_directory(partial: str | Path, final: str | Path, overwrite: bool = False) -> Path:

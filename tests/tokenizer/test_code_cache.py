@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,28 @@ def test_two_runs_at_once_do_not_write_into_one_folder(tmp_path: Path) -> None:
         CacheWriter(tmp_path / "cache", head(), torch.zeros(4, 3))
     writer.close()
     CacheWriter(tmp_path / "cache", head(), torch.zeros(4, 3)).close()
+
+
+def test_a_full_disk_is_an_operating_systems_error_and_costs_nothing_but_time(tmp_path: Path) -> None:
+    whole = content(make(tmp_path / "whole"))
+    writer = CacheWriter(tmp_path / "cache", head(), torch.arange(12.0).reshape(4, 3))
+    work(writer, head(), most=5)
+    before, limits = content(tmp_path / "cache"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # larger files cannot be written
+    try:
+        with pytest.raises(OSError, match=r"cannot be written|too large"):
+            work(writer, head())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert content(tmp_path / "cache") == before
+    writer.close()
+    assert content(make(tmp_path / "cache")) == whole
+
+
+def test_files_are_as_readable_as_the_users_others(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    modes = {file.stat().st_mode for file in [tmp_path / "usual", *make(tmp_path / "cache").iterdir()]}
+    assert len(modes) == 1
 
 
 def test_a_source_without_one_readable_item_makes_no_cache(tmp_path: Path) -> None:
