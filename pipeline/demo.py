@@ -18,6 +18,7 @@ from .arguments import UsageError, arguments_of, parse, resolve
 from .cli import main as coda
 
 SIZE = 64  # pixels a side
+PICTURES = 2000  # of --data, at the most
 CROPS = 160  # per photograph
 CLASSES_SHOWN = 4
 
@@ -42,14 +43,15 @@ def demo(*, data: Path | None = None, out: Path = Path("runs/demo")) -> int:
     """
     shown = "photographs" if data is None else str(data)
     print(f"coda, pocket size: from {shown} to a sampled picture, in {out}", flush=True)
-    photographs = str(data) if data else str(cut_photographs(out / "photographs"))
+    photographs = f"{data}[:{PICTURES}]" if data else str(cut_photographs(out / "photographs"))
     vae, tokenizer, cache, generator, samples = (str(out / name) for name in _STAGES)
     stages = [
-        ["train-vae", "--data", photographs, "--out", vae, "--size", str(SIZE), "--steps", "600", "--batch-size", "16"],
+        ["train-vae", "--data", photographs, "--out", vae, "--size", str(SIZE), "--width", "8", "--steps", "500",
+         "--batch-size", "16"],
         ["adapt", "--vae", vae, "--data", photographs, "--out", tokenizer, "--codebook-size", "512", "--lora-rank", "8",
-         "--steps", "150", "--batch-size", "16"],
+         "--steps", "100", "--batch-size", "16"],
         ["tokenize-dataset", "--tokenizer", tokenizer, "--data", photographs, "--out", cache],
-        ["train-maskgit", "--cache", cache, "--out", generator, "--preset", "pocket", "--steps", "600",
+        ["train-maskgit", "--cache", cache, "--out", generator, "--preset", "pocket", "--steps", "800",
          "--batch-size", "32"],
     ]  # fmt: skip
     for words in stages:
