@@ -30,11 +30,10 @@ class Bar:
 
     def advance(self, n: int = 1, **shown: float | int | str) -> None:
         """Count `n` more; `shown` figures (loss=0.12, skipped=3) replace those shown before."""
-        fields = {}
+        self._progress.advance(self._task.id, n)
         if shown:
             text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
-            fields["shown"] = text
-        self._progress.update(self._task.id, advance=n, **fields)
+            self._progress.update(self._task.id, shown=text)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def tokenize_dataset(
         shard_size: Pictures per file of the cache.
         max_skipped: Fail if more pictures than that are broken.
         device: auto, cpu, cuda, cuda:1, mps.
-        dtype: TrainingPrecision of the VAE; auto is bfloat16 on CUDA and float32 elsewhere.
+        dtype: Precision of the VAE; auto is bfloat16 on CUDA and float32 elsewhere.
         overwrite: Start anew over what --out holds.
         strict: Stop at a broken picture instead of leaving it out.
 
