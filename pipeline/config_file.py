@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ def read_config(path: Path) -> dict[str, Any]:
         if path.suffix == ".json":
             found = json.loads(text, object_pairs_hook=_unique)
         elif path.suffix == ".toml":
-            if sys.version_info < (3, 11):
-                raise UsageError(f"--config {path}: TOML needs Python 3.11 or newer; write the same keys as JSON")
             import tomllib
 
             found = tomllib.loads(text)

@@ -51,8 +51,8 @@ def demo(*, data: Path | None = None, out: Path = Path("runs/demo")) -> int:
         ["adapt", "--vae", vae, "--data", photographs, "--out", tokenizer, "--codebook-size", "512", "--lora-rank", "8",
          "--steps", "100", "--batch-size", "16"],
         ["tokenize-dataset", "--tokenizer", tokenizer, "--data", photographs, "--out", cache],
-        ["train-maskgit", "--cache", cache, "--out", generator, "--preset", "pocket", "--steps", "800",
-         "--batch-size", "32"],
+        ["train-maskgit", "--cache", cache, "--out", generator, "--preset", "pocket", "--steps", "1000",
+         "--batch-size", "32", "--lr", "3e-3", "--ema-decay", "0.99"],
     ]  # fmt: skip
     for words in stages:
         if status := _run(words):

@@ -62,7 +62,7 @@ def adapt(
     kmeans_images: int | None = None,
     l1_weight: float = 1.0,
     l2_weight: float = 1.0,
-    perceptual_weight: float = 0.5,
+    perceptual_weight: float = 0.1,
     entropy_weight: float = 0.05,
     adversarial_weight: float = 0.0,
     adversarial_start: int = 0,

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from .determinism import step_generator
-from .images import ImageBatch, ImageSource, image_batches
+from .images import ImageSource, image_batches
 from .kmeans import residual_kmeans, start_from_codebook
 from .losses import adaptive_weight
 from .progress import progress
 from .quantizer import ResidualQuantizer
 from .vae import ContinuousVAE, measure_normalisation
 
-_STATISTICS_IMAGES = 1024
+_STATISTICS_IMAGES = 256
 
 
 class Passed(NamedTuple):
@@ -92,16 +92,16 @@ def start_from_data(
     count = max(kmeans_images, _STATISTICS_IMAGES if vae.needs_statistics else 0)
     order = torch.randperm(len(source), generator=step_generator(seed, 0, "k-means images"))[:count].tolist()
 
-    def batches(indices: Sequence[int]) -> Iterator[ImageBatch]:
-        return image_batches(source, size, batch_size, indices, workers=workers, strict=strict)
+    def images(title: str, indices: Sequence[int]) -> Iterator[torch.Tensor]:
+        batches = image_batches(source, size, batch_size, indices, workers=workers, strict=strict)
+        with progress(title, total=len(indices), unit="images") as bar:
+            for batch in batches:
+                yield batch.images.to(vae.device)
+                bar.advance(len(batch))
 
     if vae.needs_statistics:
-        vae = measure_normalisation(vae, (batch.images for batch in batches(order[:_STATISTICS_IMAGES])))
-    latents = []
-    with progress("Encoding images for the codebook", total=len(order[:kmeans_images]), unit="images") as bar:
-        for batch in batches(order[:kmeans_images]):
-            latents.append(vae.encode(batch.images.to(vae.device)))
-            bar.advance(len(batch))
+        vae = measure_normalisation(vae, images("Measuring the latents", order[:_STATISTICS_IMAGES]))
+    latents = [vae.encode(batch) for batch in images("Encoding images for the codebook", order[:kmeans_images])]
     layout = quantizer.layout
     start_from_codebook(quantizer, residual_kmeans(torch.cat(latents), layout.sides, layout.codebook_size, seed=seed))
     return vae

@@ -28,7 +28,7 @@ from .run_directory import RunDirectory
 from .training_state import TrainedParameters, finite, learning_rate, process_of, start_accelerator
 from .vae import ContinuousVAE, measure_normalisation
 
-_STATISTICS_IMAGES = 1024  # for the normalisation at the end
+_STATISTICS_IMAGES = 256  # for the normalisation at the end
 _LOG_EVERY = 10  # steps
 _LARGEST_GRADIENT = 1.0
 
@@ -47,7 +47,7 @@ def train_vae(
     warmup: int = 100,
     l1_weight: float = 1.0,
     l2_weight: float = 1.0,
-    perceptual_weight: float = 0.5,
+    perceptual_weight: float = 0.1,
     kl_weight: float = 1e-4,
     ema_decay: float = 0.995,
     workers: int = 0,

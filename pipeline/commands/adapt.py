@@ -26,7 +26,7 @@ def adapt(
     kmeans_images: Count | None = None,
     l1_weight: Weight = 1.0,
     l2_weight: Weight = 1.0,
-    perceptual_weight: Weight = 0.5,
+    perceptual_weight: Weight = 0.1,
     entropy_weight: Weight = 0.05,
     adversarial_weight: Weight = 0.0,
     adversarial_start: Natural = 0,

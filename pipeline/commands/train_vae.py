@@ -23,7 +23,7 @@ def train_vae(
     warmup: Natural = 100,
     l1_weight: Weight = 1.0,
     l2_weight: Weight = 1.0,
-    perceptual_weight: Weight = 0.5,
+    perceptual_weight: Weight = 0.1,
     kl_weight: Weight = 1e-4,
     ema_decay: Fraction = 0.995,
     workers: Natural = 0,
