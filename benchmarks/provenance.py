@@ -9,7 +9,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def describe_run(device: torch.device) -> dict[str, Any]:
     return {
         "versions": versions(),
         "hardware": hardware(device),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command(),
     }
 
@@ -76,7 +76,7 @@ def model_identity(model: object) -> str:
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return f"{name} {digest.hexdigest()}"
-    return f"{name} without a fingerprint, {datetime.now(timezone.utc).isoformat()}"
+    return f"{name} without a fingerprint, {datetime.now(UTC).isoformat()}"
 
 
 def class_balance(labels: Sequence[int]) -> str:
