@@ -33,8 +33,9 @@ check: $(READY) build/mypy/coda
 	$(BIN)/ruff check .
 	MYPYPATH=build/mypy $(BIN)/mypy -p coda
 
+# One worker per core, each with one thread: threads of several workers would only wait for each other.
 test: check
-	$(BIN)/python -m pytest -q -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile tests
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow tests
