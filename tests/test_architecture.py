@@ -60,8 +60,12 @@ def test_importing_the_pipeline_is_quick_and_light() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("package", STOREYS)
-def test_a_package_offers_what_it_names(package: str) -> None:
-    code = f"import coda.{package} as p; print([name for name in p.__all__ if not hasattr(p, name)])"
+def test_packages_offer_what_they_name() -> None:
+    code = f"""
+import importlib
+for name in {STOREYS}:
+    package = importlib.import_module(f"coda.{{name}}")
+    print(*(f"{{name}}.{{word}}" for word in package.__all__ if not hasattr(package, word)), end="")
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
-    assert result.stdout.strip() == "[]"
+    assert result.stdout == ""
