@@ -8,12 +8,11 @@ TORCH  ?= torch==2.13.0
 DATA   ?=
 OUT    ?= runs/demo
 
-.PHONY: help setup sample test check test-slow clean
+.PHONY: help setup sample test check clean
 
 help:
 	@echo "make sample [DATA=folder]  the whole chain, pocket size, ending with a picture in $(OUT)"
 	@echo "make test                  format, lint, types and tests"
-	@echo "make test-slow             the tests marked slow"
 
 setup: $(READY)
 
@@ -35,10 +34,7 @@ check: $(READY) build/mypy/coda
 
 # One worker per core, each with one thread: threads of several workers would only wait for each other.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile tests
-
-test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile tests
 
 # mypy does not see setuptools' package mapping: it is given a folder of links instead.
 build/mypy/coda:
