@@ -203,7 +203,7 @@ def _train(training: _Training, settings: _Settings, run: RunDirectory, loading:
     )  # fmt: skip
     with progress("Adapting", total=settings.steps, completed=training.start) as bar:
         for step, batch in enumerate(batches, training.start):
-            images = batch.images.to(accelerator.device, memory_format=torch.channels_last)
+            images = batch.images.to(accelerator.device)
             rate = learning_rate(step, settings.steps, settings.lr, settings.warmup)
             judged: dict[str, float] = {}
 
@@ -283,7 +283,6 @@ class _Training:
         self.accelerator, self.settings = accelerator, settings
         self.through = ThroughTheCodes(vae, quantizer)
         # Convolutions are faster so, on CPUs and on tensor cores.
-        self.through.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = accelerator.prepare(self.through)
         named = [(name, p) for name, p in self.through.named_parameters() if p.requires_grad]
         self.trained = TrainedParameters(named, betas=(0.5, 0.9), ema_decay=settings.ema_decay)
