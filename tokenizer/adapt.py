@@ -282,7 +282,6 @@ class _Training:
 
         self.accelerator, self.settings = accelerator, settings
         self.through = ThroughTheCodes(vae, quantizer)
-        # Convolutions are faster so, on CPUs and on tensor cores.
         self.model = accelerator.prepare(self.through)
         named = [(name, p) for name, p in self.through.named_parameters() if p.requires_grad]
         self.trained = TrainedParameters(named, betas=(0.5, 0.9), ema_decay=settings.ema_decay)
