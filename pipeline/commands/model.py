@@ -28,7 +28,7 @@ def open_pipeline(model: str, tokenizer: str | None, device: str, dtype: str) ->
 
     Raises:
         UsageError: A tokenizer was given beside a whole pipeline.
-        FailedRun: None was given for a generator, and there is none in `TOKENIZER`.
+        FailedRun: The generator's training has not ended, or no tokenizer was given and there is none in `TOKENIZER`.
         CodaError: Something cannot be loaded, or the two do not belong together.
     """
     import sys
@@ -36,6 +36,8 @@ def open_pipeline(model: str, tokenizer: str | None, device: str, dtype: str) ->
     from ..coda_pipeline import CodaPipeline
 
     folder = Path(model).expanduser()
+    if (folder / "run.json").is_file() and not (folder / "config.json").is_file():
+        raise FailedRun(f"{model} is a training that has not ended: give its coda train-maskgit again")
     if tokenizer is None and not Path(TOKENIZER).exists() and (folder / "config.json").is_file():
         raise FailedRun(f"there is no {TOKENIZER} beside the generator {model}: give its --tokenizer")
     if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():

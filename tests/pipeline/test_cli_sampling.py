@@ -11,6 +11,7 @@ from PIL import Image
 from coda.pipeline.cli import main
 from coda.pipeline.coda_pipeline import CodaPipeline
 from coda.tokenizer import CodaTokenizer
+from coda.tokenizer.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,12 @@ def test_a_generator_takes_its_tokenizer_from_beside(saved: Path, capsys: pytest
 def test_a_tokenizer_beside_a_whole_pipeline_is_refused(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(saved, "--class", "0", "--tokenizer", str(saved / "tokenizer")) == 2
     assert "--tokenizer belongs to a generator" in capsys.readouterr().err
+
+
+def test_a_training_that_has_not_ended_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RunDirectory(tmp_path / "generator", "generator", {"steps": 9})
+    assert main(["sample", "--model", str(tmp_path / "generator"), "--out", str(tmp_path / "samples")]) == 1
+    assert "a training that has not ended" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
