@@ -4,7 +4,7 @@ import os
 import random
 import shutil
 import signal
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,29 +109,38 @@ def test_bfloat16_is_another_cache(tokenizer: CodaTokenizer, photographs: Path, 
         tokenize_dataset(tokenizer, photographs, tmp_path / "cache", dtype="float32")
 
 
-def in_child(work: Callable[[], object], killed_after: float | None = None) -> bool:
-    """Do `work` in a process of its own, which may be killed in the midst of it; True if it came to its end."""
+def in_child(work: Callable[[], object], folder: Path, killed_at: int | None = None) -> bool:
+    """Do `work` in a process of its own; True if it came to its end.
+
+    It is killed as kill -9 does when it is about to open, rename or remove something in `folder` for the
+    `killed_at`-th time: every moment at which what lies there changes is one of those.
+    """
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which is to end at once, as kill -9 does
-        signal.setitimer(signal.ITIMER_REAL, killed_after or 0)
+        left = iter(range(killed_at or 10**9, 0, -1))
+
+        def count(event: str, arguments: tuple[Any, ...]) -> None:
+            touched = event in ("open", "os.rename", "os.remove", "os.mkdir") and str(folder) in str(arguments[0])
+            if touched and next(left) == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
         work()
         os._exit(0)
     return os.waitpid(child, 0)[1] == 0
 
 
-def test_killed_at_any_instant_the_run_ends_with_the_same_bytes(
-    tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_again_and_again_the_run_ends_with_the_same_bytes(
+    tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path, seed: int
 ) -> None:
     def make(name: str) -> Callable[[], object]:
-        return lambda: tokenize_dataset(tokenizer, photographs, tmp_path / name, batch_size=2, shard_size=3)
+        return lambda: tokenize_dataset(tokenizer, photographs, tmp_path / name, batch_size=3, shard_size=6)
 
-    since = time.monotonic()
-    assert in_child(make("whole"))
-    length = time.monotonic() - since
-    chance, kills = random.Random(0), 0
-    while not in_child(make("cache"), killed_after=chance.uniform(0.2, 0.3 + 0.05 * kills) * length):
+    assert in_child(make("whole"), tmp_path / "whole")
+    chance, kills = random.Random(seed), 0
+    while not in_child(make("cache"), tmp_path / "cache", killed_at=chance.randint(1, 40)):
         kills += 1
         assert kills < 60
         if (tmp_path / "cache").exists() and not (tmp_path / "cache" / "manifest.json").exists():

@@ -231,8 +231,7 @@ class CacheWriter:
 
     def _take_up(self, value_table: torch.Tensor) -> None:
         """Find out what runs before have left, trusting only what has the right checksum."""
-        for leftover in self.path.glob(".*.partial"):
-            leftover.unlink()
+        self._remove_half_written()
         progress = read_json(self.path / PROGRESS) if (self.path / PROGRESS).is_file() else {}
         for number, shard in progress.get("shards", {}).items():
             file = self.path / shard["file"]
@@ -265,8 +264,14 @@ class CacheWriter:
         self._tidy()
 
     def _tidy(self) -> None:
-        for leftover in (self.path / PROGRESS, self.path / PENDING, *self.path.glob(".*.partial")):
+        for leftover in (self.path / PROGRESS, self.path / PENDING):
             leftover.unlink(missing_ok=True)
+        self._remove_half_written()
+
+    def _remove_half_written(self) -> None:
+        """Remove what a killed run was writing: under our names, or those that safetensors gives."""
+        for leftover in (*self.path.glob(".*.partial"), *self.path.glob(".tmp*")):
+            leftover.unlink()
 
 
 def _lock(folder: Path) -> int:
