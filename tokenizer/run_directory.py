@@ -91,10 +91,11 @@ class RunDirectory:
             return f"has a damaged {self._manifest.name}", False
         if kind != self.kind:
             return f"holds a {kind}, not a {self.kind}", complete
+        there, asked = _flat(settings), _flat(self.settings)
         differences = [
-            f"{name} {settings.get(name)!r} there, {self.settings.get(name)!r} asked"
-            for name in sorted(settings.keys() | self.settings.keys())
-            if settings.get(name) != self.settings.get(name)
+            f"{name} {there.get(name)!r} there, {asked.get(name)!r} asked"
+            for name in sorted(there.keys() | asked.keys())
+            if there.get(name) != asked.get(name)
         ]
         return f"holds a run with other settings ({'; '.join(differences)})" if differences else None, bool(complete)
 
@@ -154,3 +155,12 @@ class RunDirectory:
         shutil.rmtree(self._checkpoints, ignore_errors=True)
         self.complete = True
         return self.path
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings within settings by dotted names, so that a message can say which one differs."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = _flat(value) if isinstance(value, dict) else {}
+        flat |= {f"{name}.{key}": item for key, item in inner.items()} if inner else {name: value}
+    return flat

@@ -46,6 +46,12 @@ def test_other_settings_are_refused_with_what_differs(tmp_path):
         RunDirectory(tmp_path / "run", "generator", {})
 
 
+def test_what_differs_is_named_to_the_depth_where_it_does(tmp_path):
+    finished(tmp_path / "run", {"layout": {"sides": [1, 2], "codebook_size": 16}})
+    with pytest.raises(CodaError, match=r"other settings \(layout.codebook_size 16 there, 32 asked\)"):
+        RunDirectory(tmp_path / "run", "vae", {"layout": {"sides": [1, 2], "codebook_size": 32}})
+
+
 def test_a_finished_run_stays_unless_overwritten(tmp_path):
     finished(tmp_path / "run", {"lr": 0.1})
     assert RunDirectory(tmp_path / "run", "vae", {"lr": 0.1}).complete
