@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -55,7 +56,8 @@ def progress(title: str, total: int | None, unit: str = "steps", completed: int 
         TimeRemainingColumn(),
         TextColumn("{task.fields[shown]}"),
     ]
-    with Progress(*columns, console=console, disable=not console.is_terminal) as display:
+    speaks = console.is_terminal and os.environ.get("RANK", "0") == "0"  # of several processes, one
+    with Progress(*columns, console=console, disable=not speaks) as display:
         task = display.add_task(title, total=total, completed=completed, unit=unit, shown="")
         yield Bar(display, display.tasks[display.task_ids.index(task)])
 

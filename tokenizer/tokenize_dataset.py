@@ -16,9 +16,11 @@ from accelerate import Accelerator
 
 from .code_cache import CacheWriter, CodeCache, ShardRows
 from .code_cache.format import FORMAT, FORMAT_VERSION, MANIFEST, VARIANTS
+from .code_cache.writer_thread import WriterThread
 from .errors import CodaError
 from .images import ImageBatch, ImageDataset, ImageSource, Skipped, open_images, read_batches
 from .images.decoding import ORIENTATION, RESAMPLING, TRANSPARENCY
+from .processes import Processes
 from .progress import note, progress
 from .tokenizer import CodaTokenizer
 from .training_state import start_accelerator
@@ -32,7 +34,7 @@ class TokenizeSummary:
         path: The cache.
         images: Images in it, those of earlier, interrupted runs included.
         skipped: Items left out, likewise.
-        encoded: Images that this run encoded itself; 0 if the cache was whole already.
+        encoded: Images that this run encoded, in all its processes; 0 if the cache was whole already.
         seconds: What this run took for them.
     """
 
@@ -67,7 +69,8 @@ def tokenize_dataset(
     """Encode all images of a source into a code cache; interrupted, the same call goes on.
 
     Each image is centre-cropped to the tokenizer's size. Items that cannot be read are left out and named, with the
-    reason, in the cache's manifest.
+    reason, in the cache's manifest. Processes that a launcher (torchrun, accelerate) has started share the work; the
+    bytes are those of one process, and any number of processes may go on with what another has begun.
 
     Args:
         tokenizer: The tokenizer, or its directory or hub id. One that is given itself is moved to the device.
@@ -87,7 +90,8 @@ def tokenize_dataset(
         max_skipped: Stop when more than so many items cannot be read.
 
     Raises:
-        CodaError: There is nothing to encode, `out` is taken, the size does not fit, or items cannot be read.
+        CodaError: There is nothing to encode, `out` is taken, the size does not fit, items cannot be read, or another
+            of the processes is dead.
     """
     if batch_size < 1 or shard_size < 1:
         raise CodaError(f"batch size {batch_size} and shard size {shard_size}: both must be at least 1")
@@ -98,22 +102,29 @@ def tokenize_dataset(
         raise CodaError(f"size {size} does not fit the tokenizer, which takes images of {height}x{width} pixels")
     source = open_images(data)
     accelerator = start_accelerator(device, dtype)
-    if accelerator.num_processes > 1:
-        raise CodaError("several processes share this work by --part 1/n … n/n and merge-cache, not by a launcher")
+    processes = Processes()
     value_table = tokenizer.value_table().cpu()
     tokenizer.to(accelerator.device).eval()
     precision = "bfloat16" if accelerator.mixed_precision == "bf16" else str(tokenizer.vae.dtype).split(".")[-1]
     head = describe_cache(tokenizer, source, precision, shard_size, flip, _parse_part(part))
+    most_skipped = 0 if strict else max_skipped
 
     began = time.monotonic()
-    with closing(CacheWriter(out, head, value_table, overwrite)) as writer:
+    with closing(CacheWriter(out, head, value_table, overwrite, processes)) as writer:
         encoded = 0
         if not writer.complete:
             images = _read_remaining(writer, source, tokenizer.size, batch_size, workers)
             encode = partial(_encode, tokenizer, accelerator, flip)
-            encoded = _write_codes(writer, images, encode, source.location, 0 if strict else max_skipped)
+            encoded = _write_codes(writer, images, encode, source.location, most_skipped)
+            encoded = sum(processes.gather(encoded))
+            writer.join_others()
+            _check_skipped(writer.skipped, source.location, most_skipped)
             writer.finish()
-    seconds = time.monotonic() - began
+        seconds = time.monotonic() - began
+        return processes.from_first(lambda: _sum_up(out, encoded, seconds))
+
+
+def _sum_up(out: str | Path, encoded: int, seconds: float) -> TokenizeSummary:
     cache = CodeCache(out)
     skipped = [Skipped(**item) for item in cache.manifest["skipped"]]
     if skipped:
@@ -178,20 +189,17 @@ def _write_codes(
 ) -> int:
     """Encode and append batch by batch; returns the number of images. What is done survives an interruption."""
     encoded = 0
+    skipped = writer.skipped
+    _check_skipped(skipped, location, most_skipped)
     done = writer.items - sum(map(len, writer.remaining()))
-    try:
-        with progress("Tokenizing", writer.items, "images", completed=done) as bar:
-            _check_skipped(writer.skipped, location, most_skipped)
-            for upto, batch in batches:
-                if batch.skipped:
-                    _check_skipped([*writer.skipped, *batch.skipped], location, most_skipped)
-                codes = encode(batch.images) if len(batch) else torch.empty(0, *writer.shape, dtype=torch.int64)
-                writer.append(ShardRows(codes, batch.labels, batch.indices, batch.keys), batch.skipped, upto)
-                encoded += len(batch)
-                bar.advance(len(batch) + len(batch.skipped), skipped=writer.num_skipped)
-    except (KeyboardInterrupt, CodaError):
-        writer.save_pending()
-        raise
+    with progress("Tokenizing", writer.items, "images", completed=done) as bar, WriterThread(writer) as thread:
+        for upto, batch in batches:
+            skipped += batch.skipped
+            _check_skipped(skipped, location, most_skipped)
+            codes = encode(batch.images) if len(batch) else torch.empty(0, *writer.shape, dtype=torch.int64)
+            thread.append(ShardRows(codes, batch.labels, batch.indices, batch.keys), batch.skipped, upto)
+            encoded += len(batch)
+            bar.advance(len(batch) + len(batch.skipped), skipped=len(skipped))
     return encoded
 
 

@@ -23,7 +23,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"  # written last: without it a folder is no cache
 PROGRESS = "progress.json"  # what an unfinished run has done
 VALUE_TABLE = "value_table.safetensors"
-PENDING = "pending.safetensors"  # the beginning of the shard that an unfinished run is at
 VARIANTS = ("original", "mirrored")
 
 _METADATA = "coda"  # the one key of a shard's metadata: several would be written in no fixed order

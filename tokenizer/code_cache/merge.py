@@ -27,7 +27,8 @@ def merge_caches(parts: Sequence[str | Path], out: str | Path = "runs/cache", ov
         overwrite: Replace a code cache that is there already.
 
     Raises:
-        CodaError: A part is missing, given twice, damaged, or of another cache than the first.
+        CodaError: A part is missing, given twice, damaged, or of another cache than the first; or there is not one
+            image in all of them.
     """
     caches = [CodeCache(part) for part in parts]
     out = Path(out)
@@ -56,6 +57,8 @@ def merge_caches(parts: Sequence[str | Path], out: str | Path = "runs/cache", ov
         raise CodaError(f"{out} holds something that is no code cache; choose another --out")
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise CodaError(f"{out} exists already; choose another --out or give --overwrite")
+    if not any(cache.num_images for cache in caches):
+        raise CodaError(f"none of {first['source']['items']:,} items can be read, in none of the parts")
     for cache in caches:
         cache.verify()
     return _join([numbers[i] for i in range(1, count + 1)], out, overwrite)

@@ -1,13 +1,13 @@
 """Writing a code cache so that a kill at any instant loses some seconds of work and nothing else.
 
 A shard's items are fixed by their place in the source, so each shard can be made by itself, again and with the same
-bytes. What is done is in progress.json with its checksums; the shard at hand is saved every few seconds.
+bytes. What is done is in progress.json with its checksums; the shard at hand is saved every few seconds. Of several
+processes each makes its run of the shards, and the first writes the manifest when all are done.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,9 +21,9 @@ from ..durable import save_tensors, sha256_of, write_json
 from ..errors import CodaError
 from ..images import Skipped
 from ..layout import CodeLayout
+from ..processes import Processes
 from .format import (
     MANIFEST,
-    PENDING,
     PROGRESS,
     VALUE_TABLE,
     Shard,
@@ -35,19 +35,16 @@ from .format import (
     shard_spans,
     write_shard,
 )
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs on one folder go unnoticed
-    fcntl = None  # type: ignore[assignment]
+from .lock import FolderLock
 
 _PENDING_SECONDS = 10.0
 _PENDING_SHARE = 0.05  # of the time, at most, goes into saving what is not finished
+_HALF_WRITTEN = (".*.partial", ".tmp*")  # by a killed run: under our names, or those that safetensors gives
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """The shard at hand; replaced as a whole, so that an interruption never finds it half changed."""
+    """A shard at hand; replaced as a whole, so that an interruption never finds it half changed."""
 
     number: int
     upto: int  # one past the last item
@@ -56,7 +53,7 @@ class _Begun:
 
 
 class CacheWriter:
-    """Makes one cache, or goes on making it.
+    """Makes one cache, or goes on making it, whatever number of processes has begun it.
 
     Args:
         out: The cache's folder.
@@ -64,10 +61,12 @@ class CacheWriter:
         value_table: (K, C), what codes stand for among normalised latents.
         overwrite: Replace a cache that is whole or has another head. An unfinished one of the same head goes on
             all the same, and what is no cache is never touched.
+        processes: Those that share the work, each with a writer; this one alone if None.
 
     Attributes:
         complete: The same cache has been made here before; there is nothing left to do.
-        skipped: Items left out so far, including those of runs before.
+        items: Items that this process is to see to, readable or not, in this run and those before.
+        shape: (V, T), variants and codes of one image.
 
     Raises:
         CodaError: `out` holds something else or another cache (the message says what differs), or another process is
@@ -75,59 +74,49 @@ class CacheWriter:
     """
 
     def __init__(
-        self, out: str | Path, head: dict[str, Any], value_table: torch.Tensor, overwrite: bool = False
+        self,
+        out: str | Path,
+        head: dict[str, Any],
+        value_table: torch.Tensor,
+        overwrite: bool = False,
+        processes: Processes | None = None,
     ) -> None:
         self.path = Path(out)
         self._head = head = json.loads(json.dumps(head))  # as it will read back: tuples become lists
         self._layout = CodeLayout.from_json(head["layout"])
         self._spans = shard_spans(head["source"]["items"], head["shard_size"], head["part"])
+        self._processes = processes or Processes(together=False)
+        self._own = {number: self._spans[number] for number in self._processes.share_of(sorted(self._spans))}
+        self.items = sum(map(len, self._own.values()))
+        self.shape = (len(head["variants"]), self._layout.num_tokens)
         if self.path.exists() and not self.path.is_dir():
             raise CodaError(f"{self.path} is a file; --out names a folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self._shards: dict[int, dict[str, Any]] = {}
         self._skipped: dict[int, Sequence[Skipped]] = {}
-        self._begun: _Begun | None = None
+        self._begun: dict[int, _Begun] = {}
         self._saved_at, self._pause = time.monotonic(), _PENDING_SECONDS
-        self._lock = _lock(self.path)
+        self._lock: FolderLock | None = None
         try:
-            self.complete = self._clear_way(overwrite)
-            if self.complete:
-                self._tidy()
-            else:
-                self._take_up(value_table)
+            found = self._processes.from_first(lambda: self._open(value_table, overwrite))
+            self.complete, self._shards, self._skipped = found
+            self._lock = self._lock or FolderLock(self.path, shared=True)
+            if not self.complete:
+                self._take_up_pending()
         except BaseException:
             self.close()
             raise
 
     @property
     def skipped(self) -> list[Skipped]:
-        """Items left out so far, in the source's order."""
-        begun = {self._begun.number: self._begun.skipped} if self._begun else {}
-        found = {**self._skipped, **begun}
+        """Items known to be left out so far, those of runs before included, in the source's order."""
+        found = {**self._skipped, **{number: begun.skipped for number, begun in self._begun.items()}}
         return [item for number in sorted(found) for item in found[number]]
 
-    @property
-    def num_skipped(self) -> int:
-        """How many those are."""
-        return sum(map(len, self._skipped.values())) + (len(self._begun.skipped) if self._begun else 0)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(V, T): variants and codes of one image."""
-        return len(self._head["variants"]), self._layout.num_tokens
-
-    @property
-    def items(self) -> int:
-        """Items this cache is made of, readable or not."""
-        return sum(map(len, self._spans.values()))
-
     def remaining(self) -> list[range]:
-        """The items still to be encoded, a range per shard; they must come in this order."""
-        missing = {number: span for number, span in self._spans.items() if number not in self._shards}
-        if self._begun is not None:
-            number, upto = self._begun.number, self._begun.upto
-            missing = {number: range(upto, missing.pop(number).stop), **missing}
-        return list(missing.values())
+        """The items that this process has still to encode, a range per shard."""
+        missing = [number for number in self._own if number not in self._shards]
+        return [range(self._so_far(number).upto, self._own[number].stop) for number in missing]
 
     def append(self, rows: ShardRows, skipped: Sequence[Skipped], upto: int) -> None:
         """Add what became of the items up to (not including) place `upto`; never beyond the end of a shard.
@@ -138,54 +127,75 @@ class CacheWriter:
             upto: One past the last item.
         """
         number = (upto - 1) // self._head["shard_size"]
-        before = self._begun or _Begun(number, self._spans[number].start)
-        assert before.number == number and upto - before.upto == len(rows) + len(skipped), "items are out of order"
-        self._begun = _Begun(number, upto, (*before.rows, rows), (*before.skipped, *skipped))
-        if upto == self._spans[number].stop:
-            self._close_shard(self._begun)
+        before = self._so_far(number)
+        assert upto - before.upto == len(rows) + len(skipped), "items are out of order"
+        begun = _Begun(number, upto, (*before.rows, rows), (*before.skipped, *skipped))
+        self._begun[number] = begun
+        if upto == self._own[number].stop:
+            self._close_shard(begun)
         elif time.monotonic() - self._saved_at > self._pause:
-            self.save_pending()
+            self._save(begun)
 
     def save_pending(self) -> None:
         """Save the shard at hand as far as it is, for a run that takes up from there."""
-        if self._begun is None:
-            return
-        since = time.monotonic()
-        skipped = [asdict(item) for item in self._begun.skipped]
-        metadata = {"shard": self._begun.number, "upto": self._begun.upto, "skipped": skipped}
-        write_shard(self.path / PENDING, self._joined(self._begun), self._layout, metadata)
-        self._saved_at = time.monotonic()
-        self._pause = max(_PENDING_SECONDS, (self._saved_at - since) / _PENDING_SHARE)
+        for begun in self._begun.values():
+            self._save(begun)
+
+    def join_others(self) -> None:
+        """Wait until all processes have encoded their shards, and learn of them.
+
+        Raises:
+            CodaError: One of them has died.
+        """
+        for shards, skipped in self._processes.gather((self._shards, self._skipped)):
+            self._shards |= shards
+            self._skipped |= skipped
 
     def finish(self) -> Path:
-        """Write the manifest: from now on the folder is a cache.
+        """Write the manifest, in the first process: from now on the folder is a cache.
 
         Raises:
             CodaError: Not one item could be read.
         """
         assert len(self._shards) == len(self._spans), "there are items left to encode"
-        skipped = self.skipped
-        if len(skipped) == self.items:
-            raise CodaError(
-                f"none of {self.items:,} items can be read; the first, {skipped[0].key}, {skipped[0].reason}"
-            )
-        shards = [self._shards[number] for number in sorted(self._shards)]
-        table = sha256_of(self.path / VALUE_TABLE)
-        write_json(self.path / MANIFEST, finished_manifest(self._head, table, shards, [asdict(s) for s in skipped]))
+        skipped, items = self.skipped, sum(map(len, self._spans.values()))
+        # A part without one image may still belong to a whole that has some.
+        if len(skipped) == items and self._head["part"] is None:
+            raise CodaError(f"none of {items:,} items can be read; the first, {skipped[0].key}, {skipped[0].reason}")
+        if self._processes.rank == 0:
+            shards = [self._shards[number] for number in sorted(self._shards)]
+            table = sha256_of(self.path / VALUE_TABLE)
+            write_json(self.path / MANIFEST, finished_manifest(self._head, table, shards, [asdict(s) for s in skipped]))
+            self._tidy()
         self.complete = True
-        self._tidy()
         return self.path
 
     def close(self) -> None:
         """Let others write into the folder again."""
-        os.close(self._lock)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _so_far(self, number: int) -> _Begun:
+        return self._begun.get(number) or _Begun(number, self._own[number].start)
+
+    def _save(self, begun: _Begun) -> None:
+        since = time.monotonic()
+        skipped = [asdict(item) for item in begun.skipped]
+        metadata = {"shard": begun.number, "upto": begun.upto, "skipped": skipped}
+        write_shard(self._pending(begun.number), self._joined(begun), self._layout, metadata)
+        self._saved_at = time.monotonic()
+        self._pause = max(_PENDING_SECONDS, (self._saved_at - since) / _PENDING_SHARE)
+
+    def _pending(self, number: int) -> Path:
+        return self.path / f"pending-{shard_name(number)}"
 
     def _joined(self, begun: _Begun) -> ShardRows:
         return ShardRows.joined(begun.rows, *self.shape)
 
     def _close_shard(self, full: _Begun) -> None:
         """Put a full shard in its place, then note it as done."""
-        number, span, rows = full.number, self._spans[full.number], self._joined(full)
+        number, span, rows = full.number, self._own[full.number], self._joined(full)
         file = self.path / shard_name(number)
         write_shard(file, rows, self._layout, {"shard": number, "start": span.start, "stop": span.stop})
         self._skipped[number] = full.skipped
@@ -197,9 +207,9 @@ class CacheWriter:
             "start": span.start,
             "stop": span.stop,
         }
-        self._begun = None
+        del self._begun[number]
         self._note_progress()
-        (self.path / PENDING).unlink(missing_ok=True)
+        self._pending(number).unlink(missing_ok=True)
         self._saved_at = time.monotonic()
 
     def _note_progress(self) -> None:
@@ -207,7 +217,21 @@ class CacheWriter:
             str(number): {**shard, "skipped": [asdict(item) for item in self._skipped[number]]}
             for number, shard in sorted(self._shards.items())
         }
-        write_json(self.path / PROGRESS, {"head": self._head, "shards": done})
+        rank = self._processes.rank
+        file = self.path / (PROGRESS if rank == 0 else f"progress-{rank}.json")
+        write_json(file, {"head": self._head, "shards": done})
+
+    def _open(self, value_table: torch.Tensor, overwrite: bool) -> tuple[bool, dict, dict]:
+        """Whether the cache is whole, and its shards with what they left out; in the first process, before all else."""
+        self._lock = FolderLock(self.path)
+        complete = self._clear_way(overwrite)
+        if complete:
+            self._tidy()
+        else:
+            self._take_up(value_table)
+        if self._processes.count > 1:
+            self._lock.share()
+        return complete, self._shards, self._skipped
 
     def _clear_way(self, overwrite: bool) -> bool:
         """Make sure that the folder is empty or holds this very cache; True if it is whole."""
@@ -222,67 +246,49 @@ class CacheWriter:
             raise CodaError(f"{self.path} holds something that is no code cache; choose another --out")
         different = differences({key: there.get(key) for key in self._head}, self._head)
         if overwrite and (different or whole.is_file()):
-            self._remove_all()
+            self._begin_anew()
             return False
         if different:
             which = "; ".join(different)
             raise CodaError(f"{self.path} holds another code cache ({which}); choose another --out or give --overwrite")
         return whole.is_file()
 
+    def _begin_anew(self) -> None:
+        """Make the cache that is here the beginning of another: a kill leaves the one or the other."""
+        self._remove("pending-*", "progress-*.json")
+        self._note_progress()
+        self._remove(MANIFEST)
+
     def _take_up(self, value_table: torch.Tensor) -> None:
         """Find out what runs before have left, trusting only what has the right checksum."""
-        self._remove_half_written()
-        progress = read_json(self.path / PROGRESS) if (self.path / PROGRESS).is_file() else {}
-        for number, shard in progress.get("shards", {}).items():
-            file = self.path / shard["file"]
-            if file.is_file() and sha256_of(file) == shard["sha256"]:
-                self._skipped[int(number)] = tuple(Skipped(**item) for item in shard.pop("skipped"))
-                self._shards[int(number)] = shard
-        self._take_up_pending()
+        for notes in sorted(self.path.glob("progress*.json")):
+            for number, shard in read_json(notes).get("shards", {}).items():
+                file = self.path / shard["file"]
+                if int(number) not in self._shards and file.is_file() and sha256_of(file) == shard["sha256"]:
+                    self._skipped[int(number)] = tuple(Skipped(**item) for item in shard.pop("skipped"))
+                    self._shards[int(number)] = shard
         self._note_progress()
-        if not (self.path / VALUE_TABLE).is_file():
-            save_tensors(self.path / VALUE_TABLE, {"value_table": value_table.float()})
+        save_tensors(self.path / VALUE_TABLE, {"value_table": value_table.float()})
+        known = {shard["file"] for shard in self._shards.values()}
+        strays = {file.name for file in self.path.glob("shard-*")} - known
+        self._remove(*strays, "progress-*.json", *_HALF_WRITTEN)
 
     def _take_up_pending(self) -> None:
-        pending = self.path / PENDING
-        with suppress(CodaError, KeyError):
-            shard = Shard(pending)
-            number, upto = shard.metadata["shard"], shard.metadata["upto"]
-            if number in self._spans and number not in self._shards:
-                skipped = tuple(Skipped(**item) for item in shard.metadata["skipped"])
-                self._begun = _Begun(number, upto, (shard.rows(),), skipped)
-                if upto == self._spans[number].stop:
-                    self._close_shard(self._begun)
-                return
-        pending.unlink(missing_ok=True)
-
-    def _remove_all(self) -> None:
-        """Remove a cache; the manifest first, because what is half removed must be no cache."""
-        shards = self.path.glob("shard-*.safetensors")
-        for file in (self.path / MANIFEST, self.path / PENDING, *shards, self.path / VALUE_TABLE):
-            file.unlink(missing_ok=True)
-        self._tidy()
+        """Go on where runs before have stopped within shards of this process; a damaged file is as good as none."""
+        for pending in self.path.glob("pending-*"):
+            with suppress(CodaError, KeyError):
+                shard = Shard(pending)
+                number, upto = shard.metadata["shard"], shard.metadata["upto"]
+                if number in self._own and number not in self._shards:
+                    skipped = tuple(Skipped(**item) for item in shard.metadata["skipped"])
+                    self._begun[number] = _Begun(number, upto, (shard.rows(),), skipped)
+                    if upto == self._own[number].stop:
+                        self._close_shard(self._begun[number])
 
     def _tidy(self) -> None:
-        for leftover in (self.path / PROGRESS, self.path / PENDING):
-            leftover.unlink(missing_ok=True)
-        self._remove_half_written()
+        self._remove("pending*", "progress*.json", *_HALF_WRITTEN)
 
-    def _remove_half_written(self) -> None:
-        """Remove what a killed run was writing: under our names, or those that safetensors gives."""
-        for leftover in (*self.path.glob(".*.partial"), *self.path.glob(".tmp*")):
-            leftover.unlink()
-
-
-def _lock(folder: Path) -> int:
-    """Hold the folder for this process alone."""
-    handle = os.open(folder, os.O_RDONLY)
-    if fcntl is not None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise CodaError(f"{folder} is being written by another process") from None
-        except OSError:  # a file system without locks
-            pass
-    return handle
+    def _remove(self, *patterns: str) -> None:
+        for pattern in patterns:
+            for file in self.path.glob(pattern):
+                file.unlink()
