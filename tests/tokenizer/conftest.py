@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from coda.tokenizer.autoencoders import build
 from coda.tokenizer.vae import ContinuousVAE
@@ -90,3 +95,60 @@ def small_vae(small_autoencoder: Callable[..., Any]) -> ContinuousVAE:
 def images() -> torch.Tensor:
     """Three images of 32 × 32 in [-1, 1]."""
     return torch.rand(3, 3, 32, 32) * 2 - 1
+
+
+@pytest.fixture
+def odd_items() -> dict[str, tuple[bytes, Image.Image | str]]:
+    """Files as one finds them, in the order of their names: what is in them, and the picture or what is wrong."""
+    noise = np.random.default_rng(0)
+
+    def picture() -> Image.Image:
+        return Image.fromarray(noise.integers(256, size=(20, 16, 3), dtype=np.uint8))
+
+    def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    def read(content: bytes) -> Image.Image:
+        return Image.open(io.BytesIO(content))
+
+    deep = noise.integers(65536, size=(20, 16)).astype(np.uint16)
+    see_through = picture().quantize(16)
+    holes = np.asarray(see_through) == 3
+    over_white = np.array(see_through.convert("RGB"))
+    over_white[holes] = 255
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    rotated = saved(picture(), "JPEG", exif=turned)
+    animated = saved(picture(), "GIF", save_all=True, append_images=[picture()])
+    cmyk = picture().convert("CMYK")
+    plain = [picture() for _ in range(10)]
+    found: list[tuple[str, bytes, Image.Image | str]] = [
+        ("plain.png", saved(plain[0]), plain[0]),
+        ("truncated.jpg", saved(picture(), "JPEG")[:-60], "truncated"),
+        ("named-otherwise.JPEG", saved(plain[1]), plain[1]),
+        ("zero-bytes.jpg", b"", "is empty"),
+        ("cmyk.tif", saved(cmyk, "TIFF"), cmyk.convert("RGB")),
+        ("sixteen-bits.png", saved(Image.fromarray(deep)), Image.fromarray(np.round(deep / 257).astype(np.uint8))),
+        ("palette.png", saved(see_through, transparency=3), Image.fromarray(over_white)),
+        ("bomb.png", _bomb(), "pixels"),
+        ("text.jpg", b"I am no picture at all. " * 9, "is no image of a known format"),
+        ("rotated.jpg", rotated, ImageOps.exif_transpose(read(rotated))),
+        ("animated.gif", animated, read(animated).convert("RGB")),
+        ("cut.png", saved(picture())[:-80], "cannot be decoded"),
+        *((f"plain-{i}.png", saved(image), image) for i, image in enumerate(plain[2:], 1)),
+    ]
+    return {f"{i:02d}-{name}": (content, inside) for i, (name, content, inside) in enumerate(found)}
+
+
+def _bomb(side: int = 40_000) -> bytes:
+    """A small PNG that says it is huge."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )

@@ -143,7 +143,7 @@ def test_shards_that_are_damaged_or_lost_between_two_runs_are_made_again(tmp_pat
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     (tmp_path / "cache" / ".shard-00002.safetensors.partial").write_bytes(b"half")
     (tmp_path / "cache" / ".tmp4Xy9z1").write_bytes(b"half")  # as safetensors names it
-    pending = tmp_path / "cache" / "pending-shard-00001.safetensors"
+    pending = tmp_path / "cache" / "pending-shard-00002.safetensors"
     pending.write_bytes(pending.read_bytes()[:-9])
     assert content(make(tmp_path / "cache")) == whole
 

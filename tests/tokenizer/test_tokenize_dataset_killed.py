@@ -1,0 +1,159 @@
+"""Killed at any instant, with whatever number of processes, and given again: the same bytes, every item once."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer, tokenize_dataset
+from coda.tokenizer.code_cache import writer
+from coda.tokenizer.errors import CodaError
+from coda.tokenizer.vae import ContinuousVAE
+
+KILLS = 30
+Work = Callable[..., object]
+
+
+@pytest.fixture
+def tokenize(
+    small_vae: ContinuousVAE,
+    odd_items: dict[str, tuple[bytes, Image.Image | str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Work:
+    """Makes a cache of 20 items, five of them bad, and saves the shard at hand after every batch."""
+    monkeypatch.setattr(writer, "_PENDING_SECONDS", 0)
+    monkeypatch.setattr(writer, "_PENDING_SHARE", float("inf"))
+    tokenizer = CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 3, 8])).eval()  # 16 × 16 pixels
+    data = tmp_path / "photographs"
+    data.mkdir()
+    for name, (content, _) in odd_items.items():
+        (data / name).write_bytes(content)
+    usual = {"tokenizer": tokenizer, "batch_size": 2, "shard_size": 5, "device": "cpu"}
+    return lambda out, **changes: tokenize_dataset(data=data, out=out, **(usual | changes))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def start(work: Callable[[], object], folder: Path, killed_at: int | None = None, **environment: str) -> int:
+    """Do `work` in a process of its own, with status 0 if it comes to its end and 3 if it fails.
+
+    It is killed as kill -9 does when it is about to open, rename or remove something in `folder` for the
+    `killed_at`-th time: every moment at which what lies there changes is one of those.
+    """
+    child = os.fork()
+    if child:
+        return child
+    os.environ.update(environment)
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    left = iter(range(killed_at or 10**9, 0, -1))
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        touched = event in ("open", "os.rename", "os.remove", "os.mkdir") and str(folder) in str(arguments[0])
+        if touched and next(left) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    try:
+        work()
+    except CodaError as error:
+        print(error)
+        sys.stdout.flush()
+        os._exit(3)
+    os._exit(0)
+
+
+def launch(work: Callable[[], object], folder: Path, killed_at: dict[int, int], count: int) -> dict[int, int]:
+    """`start` in `count` processes that know of each other; their numbers by rank."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(count)]
+    return {rank: start(work, folder, killed_at.get(rank), **ranks[rank]) for rank in range(count)}
+
+
+def ended_well(children: dict[int, int]) -> bool:
+    """Wait for the processes; where one ends badly, the others are killed at once, as a launcher does."""
+    well, left = True, set(children.values())
+    while left:
+        child, status = os.waitpid(-1, 0)
+        left.discard(child)
+        if status != 0 and well:
+            well = False
+            for other in left:
+                os.kill(other, signal.SIGKILL)
+    return well
+
+
+def one_process(work: Callable[[], object], folder: Path, killed_at: int) -> bool:
+    return ended_well({0: start(work, folder, killed_at)})
+
+
+def two_processes(work: Callable[[], object], folder: Path, killed_at: int) -> bool:
+    return ended_well(launch(work, folder, {killed_at % 2: killed_at // 2 + 2}, 2))
+
+
+def one_or_two(work: Callable[[], object], folder: Path, killed_at: int) -> bool:
+    return (two_processes if killed_at % 3 else one_process)(work, folder, killed_at)
+
+
+@pytest.mark.parametrize("run", [one_process, two_processes, one_or_two])
+def test_killed_thirty_times_the_run_ends_with_the_same_bytes(tokenize: Work, tmp_path: Path, run: Any) -> None:
+    tokenize(tmp_path / "whole")
+    whole = content(tmp_path / "whole")
+    chance, kills, caches = random.Random(0), 0, 0
+    while kills < KILLS or not caches:
+        out = tmp_path / f"cache-{caches}"
+        if run(lambda out=out: tokenize(out), out, chance.randint(1, 60)):
+            assert content(out) == whole
+            caches += 1
+            continue
+        kills += 1
+        if out.exists() and not (out / "manifest.json").exists():
+            with pytest.raises(CodaError, match=r"unfinished|no code cache"):
+                CodeCache(out)
+    cache = CodeCache(tmp_path / "whole")
+    cache.verify()
+    assert (cache.num_images, len(cache.manifest["skipped"])) == (15, 5)
+
+
+def test_a_cache_being_replaced_is_at_every_instant_the_old_one_or_a_beginning(
+    tokenize: Work, small_vae: ContinuousVAE, tmp_path: Path
+) -> None:
+    torch.manual_seed(9)
+    other = CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 3, 8])).eval()
+    tokenize(tmp_path / "old", tokenizer=other, shard_size=2)
+    tokenize(tmp_path / "new")
+    for killed_at in range(2, 26):
+        out = tmp_path / f"cache-{killed_at}"
+        shutil.copytree(tmp_path / "old", out)
+        assert not one_process(lambda out=out: tokenize(out, overwrite=True), out, killed_at)
+        if (out / "manifest.json").exists():
+            CodeCache(out).verify()
+            tokenize(out, overwrite=True)
+        else:
+            tokenize(out)
+        assert content(out) == content(tmp_path / "new"), killed_at
+
+
+def test_a_process_that_dies_is_the_end_of_the_others(
+    tokenize: Work, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cache"
+    children = launch(lambda: tokenize(out), out, {1: 12}, 2)
+    statuses = {rank: os.waitpid(child, 0)[1] for rank, child in children.items()}
+    assert os.WTERMSIG(statuses[1]) == signal.SIGKILL and os.WEXITSTATUS(statuses[0]) == 3
+    assert "another of the processes ended before its work was done" in capfd.readouterr().out
