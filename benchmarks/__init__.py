@@ -6,6 +6,7 @@ from .generation import generation_metrics
 from .reconstruction import reconstruction_metrics
 from .report import Figure, Report, Table
 from .speed import speed
+from .tokenizing import tokenizing_speed
 
 __all__ = [
     "Features",
@@ -18,4 +19,5 @@ __all__ = [
     "load_extractor",
     "reconstruction_metrics",
     "speed",
+    "tokenizing_speed",
 ]

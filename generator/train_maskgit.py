@@ -95,6 +95,7 @@ def train_maskgit(
     cache = cache if isinstance(cache, CodeCache) else CodeCache(cache)
     size = resolve_preset(preset, hidden_size, depth, num_heads)
     settings = _Settings(
+        tokenizer=cache.tokenizer_fingerprint,
         cache=_digest(cache.manifest),
         hidden_size=size.hidden_size,
         depth=size.depth,
@@ -128,6 +129,7 @@ def train_maskgit(
 class _Settings:
     """Everything that changes the result; see `train_maskgit`."""
 
+    tokenizer: str
     cache: str
     hidden_size: int
     depth: int

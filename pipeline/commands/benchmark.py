@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Extractor = Literal["auto", "inception", "efficientnet_lite0"]
 Shape = Literal["small", "kl16", "flux"]
+Timed = Literal["all", "tokenize"]
 
 
 def rfid(
@@ -259,14 +260,18 @@ def ablation(
 
 def speed(
     *,
+    what: Timed = "all",
     tokenizer: str | None = None,
+    data: str | None = None,
+    limit: Count | None = None,
     model: str | None = None,
     shapes: tuple[Shape, ...] = ("small", "kl16", "flux"),
     steps: tuple[Count, ...] | None = None,
     guidance: Weight | None = None,
     out: Path = Path("runs/speed"),
     size: Count | None = None,
-    batch_size: Count = 4,
+    batch_size: Count | None = None,
+    workers: Natural | None = None,
     repeats: Count = 3,
     seed: Seed = 0,
     device: Device = "auto",
@@ -276,23 +281,39 @@ def speed(
     """Seconds and memory: the quantizer against a dense one, a tokenizer, a sampler.
 
     Args:
+        what: all times the parts; tokenize times tokenize-dataset on --data against what the machine would allow and
+            against a plain loop.
         tokenizer: Tokenizer to time; with --model, the one that belongs to a generator.
+        data: Photographs for --what tokenize.
+        limit: Take only so many of them, the first.
         model: Generator directory, pipeline directory or hub id, or the word bundled, to time sampling.
         shapes: Quantizers to compare with a dense one.
         steps: Steps of sampling, as in coda sample; the model's if not given.
         guidance: Guidance of sampling; the model's if not given.
         out: Directory of the report.
         size: Pixels each way for the tokenizer; its own if not given.
-        batch_size: Pictures at a time.
+        batch_size: Pictures at a time; 4, or 32 for --what tokenize.
+        workers: Processes that decode for --what tokenize; 0 if not given.
         repeats: Repetitions; the fastest counts.
         seed: Of the random latents, images and samples.
         device: auto, cpu, cuda, cuda:1.
-        dtype: Precision of the sampling; auto is bfloat16 on CUDA and float32 elsewhere.
+        dtype: Precision of the sampling, or of the VAE for --what tokenize; auto is bfloat16 on CUDA and float32
+            elsewhere.
         overwrite: Replace what --out holds.
 
     Examples:
         coda benchmark speed --shapes small
+        coda benchmark speed --what tokenize --tokenizer runs/tokenizer --data photographs --limit 5000
     """
+    if what == "tokenize":
+        given = {"--model": model, "--steps": steps, "--guidance": guidance, "--size": size}
+        if unused := [flag for flag, value in given.items() if value is not None]:
+            raise UsageError(f"{unused[0]} has no use with --what tokenize")
+        return _speed_of_tokenizing(
+            tokenizer, data, out, limit, batch_size or 32, workers or 0, repeats, device, dtype, overwrite
+        )
+    if data is not None or limit is not None or workers is not None:
+        raise UsageError("--data, --limit and --workers are for --what tokenize")
     from coda.benchmarks import speed as run
     from coda.benchmarks.speed import QUANTIZER_SHAPES
     from coda.tokenizer import CodaTokenizer
@@ -313,12 +334,32 @@ def speed(
         out=out,
         shapes=[shape for shape in QUANTIZER_SHAPES if shape.name in shapes],
         size=size,
-        batch_size=batch_size,
+        batch_size=batch_size or 4,
         repeats=repeats,
         seed=seed,
         device=device,
         overwrite=overwrite,
     )
+    return _ending(report, out)
+
+
+def _speed_of_tokenizing(
+    tokenizer: str | None,
+    data: str | None,
+    out: Path,
+    limit: int | None,
+    batch_size: int,
+    workers: int,
+    repeats: int,
+    device: str,
+    dtype: str,
+    overwrite: bool,
+) -> str:
+    from coda.benchmarks import tokenizing_speed
+
+    if tokenizer is None or data is None:
+        raise UsageError("--what tokenize needs --tokenizer and --data")
+    report = tokenizing_speed(tokenizer, data, out, limit, batch_size, workers, repeats, device, dtype, overwrite)
     return _ending(report, out)
 
 

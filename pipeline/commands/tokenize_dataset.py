@@ -26,7 +26,8 @@ def tokenize_dataset(
 ) -> str:
     """Tokenizer + images -> code cache.
 
-    An interrupted run goes on with the same command, and ends with the same bytes as one that was not.
+    An interrupted run goes on with the same command, and ends with the same bytes as one that was not. Started by
+    torchrun or accelerate launch, several processes share the work, with the same bytes too.
 
     Args:
         data: Photographs: ImageFolder, folder, WebDataset tars or parquet; DIR[:650] takes a part.
@@ -48,6 +49,7 @@ def tokenize_dataset(
     Examples:
         coda tokenize-dataset --data photographs
         coda tokenize-dataset --data "train-{000..255}.tar" --part 2/4 --out runs/cache-2 --workers 8
+        torchrun --nproc-per-node 8 --no-python coda tokenize-dataset --data photographs --workers 4
     """
     from coda.tokenizer import tokenize_dataset as tokenize
 

@@ -29,7 +29,7 @@ def prototypes(layout: CodeLayout) -> torch.Tensor:
 def make_cache(tmp_path: Path, layout: CodeLayout, prototypes: torch.Tensor) -> Callable[..., Path]:
     """A cache of pictures that are their class's prototype with one code in twenty replaced."""
 
-    def make(name: str = "cache", labelled: bool = True, images: int = 96) -> Path:
+    def make(name: str = "cache", labelled: bool = True, images: int = 96, tokenizer: str = "f") -> Path:
         generator = torch.Generator().manual_seed(4)
         labels = torch.arange(images) % CLASSES
         codes = prototypes[labels]
@@ -41,7 +41,7 @@ def make_cache(tmp_path: Path, layout: CodeLayout, prototypes: torch.Tensor) -> 
             "format": "coda code cache",
             "format_version": FORMAT_VERSION,
             "layout": layout.to_json(),
-            "tokenizer_fingerprint": "f" * 64,
+            "tokenizer_fingerprint": tokenizer * 64,
             "variants": ["original"],
             "source": {"items": images},
             "num_classes": CLASSES + 2 if labelled else 0,  # two classes are not seen

@@ -90,6 +90,12 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(make_cache, 
     train_maskgit(cache, out, lr=1e-3, overwrite=True, **QUICK)
 
 
+def test_codes_of_another_tokenizer_are_refused_and_both_are_named(make_cache, tmp_path):
+    train_maskgit(make_cache(), tmp_path / "out", **QUICK)
+    with pytest.raises(CodaError, match=f"tokenizer '{'f' * 64}' there, '{'e' * 64}' asked"):
+        train_maskgit(make_cache("other", tokenizer="e"), tmp_path / "out", **QUICK)
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -33,6 +33,7 @@ OWN_DEFAULTS = {
     ("benchmark rfid", "out"),  # named after the command
     ("benchmark gfid", "out"),
     ("benchmark speed", "shapes"),  # by name
+    ("benchmark speed", "batch_size"),  # depends on --what
 }
 
 

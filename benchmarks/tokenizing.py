@@ -1,0 +1,195 @@
+"""How fast a data set becomes codes: against what the machine would allow, and against a loop that anyone would write.
+
+What the machine would allow follows from two rates measured alone: d, images read and decoded per second by the loader
+with its processes, and e, images encoded per second out of ready batches. Without loading processes one image after
+the other is decoded and encoded in turn,
+
+    bound = 1 / (1/d + 1/e).
+
+With w of them both go on at once, so the slower rules, unless there are too few cores for both: on c cores, of which
+decoding alone kept min(w, c) busy and encoding on the CPU its t threads (on another device none),
+
+    bound = min(d, e, c / (min(w, c)/d + t/e)).
+
+Writing is not in the bound: it is to cost nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from coda.tokenizer import CodaTokenizer, tokenize_dataset
+from coda.tokenizer.errors import CodaError
+from coda.tokenizer.images import BrokenImage, ImageSource, decode_image, image_batches, open_images, to_unit
+from coda.tokenizer.run_directory import RunDirectory
+from coda.tokenizer.tokenize_dataset import encode_variants
+from coda.tokenizer.training_state import start_accelerator
+
+from .provenance import describe_run
+from .report import Cell, Figure, Report, Table
+from .timing import measure_side_by_side
+
+_READY_BYTES = 256 * 2**20  # of images that wait in memory for the encoder to be timed alone
+
+
+def tokenizing_speed(
+    tokenizer: str | Path | CodaTokenizer,
+    data: str | Path | ImageSource,
+    out: str | Path = "runs/speed",
+    limit: int | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    repeats: int = 3,
+    device: str = "auto",
+    dtype: str = "auto",
+    overwrite: bool = False,
+) -> Report:
+    """Time `tokenize_dataset` and what it consists of, in turns, on the same images.
+
+    Args:
+        tokenizer: The tokenizer, or its directory or hub id.
+        data: What `open_images` takes.
+        out: Directory of the report; the caches that are made lie there too until they are removed.
+        limit: Take only so many images, the first; all if None.
+        batch_size: Images at a time.
+        workers: Processes that decode.
+        repeats: Repetitions; the fastest counts.
+        device: "auto", "cpu", "mps", "cuda" or "cuda:N".
+        dtype: Precision of the VAE's encoder; the plain loop has float32.
+        overwrite: Replace what `out` holds.
+
+    Returns:
+        The report: rates in images per second, the share of the bound, times faster than the plain loop, and the peak
+        of memory over a quarter of the images and over all.
+
+    Raises:
+        CodaError: There are fewer than four images, or `out` holds something else.
+    """
+    if repeats < 1:
+        raise CodaError(f"repeats is {repeats}; at least one is needed")
+    source = open_images(data)
+    source = source if limit is None else source.part(slice(0, limit))
+    if len(source) < 4:
+        raise CodaError(f"{source.location} holds {len(source)} images; at least four are needed")
+    if not isinstance(tokenizer, CodaTokenizer):
+        tokenizer = CodaTokenizer.from_pretrained(tokenizer)
+    accelerator = start_accelerator(device, dtype)
+    place = accelerator.device
+    tokenizer.to(place).eval()
+    measured_now = describe_run(place)
+    run = RunDirectory(out, "tokenizing benchmark", {"date": measured_now["date"]}, overwrite)
+    ready = _ready_images(source, tokenizer.size, batch_size)
+
+    with tempfile.TemporaryDirectory(dir=run.path) as aside:
+
+        def tokenize(images: ImageSource, name: str) -> Callable[[], object]:
+            return lambda: tokenize_dataset(
+                tokenizer,
+                images,
+                Path(aside, name),
+                batch_size=batch_size,
+                workers=workers,
+                shard_size=len(source) // 8 or 1,  # two shards in the quarter: one is held in memory at a time
+                device=device,
+                dtype=dtype,
+                overwrite=True,
+            )
+
+        # The last two come when all have been warmed up that they use, so that their memory is their own.
+        works: dict[str, tuple[int, Callable[[], object]]] = {
+            "decode alone": (len(source), lambda: _decode_all(source, tokenizer.size, batch_size, workers)),
+            "encode alone": (
+                sum(map(len, ready)),
+                lambda: [encode_variants(tokenizer, accelerator, False, images) for images in ready],
+            ),
+            "plain loop": (len(source), lambda: _plain_loop(tokenizer, source, place, Path(aside))),
+            "tokenize-dataset, a quarter": (
+                len(source) // 4,
+                tokenize(source.part(slice(0, len(source) // 4)), "quarter"),
+            ),
+            "tokenize-dataset": (len(source), tokenize(source, "whole")),
+        }
+        measured = measure_side_by_side([work for _, work in works.values()], place, repeats)
+
+    rows: list[list[Cell]] = []
+    rate: dict[str, float] = {}
+    peak: dict[str, float | None] = {}
+    for (name, (images, _)), found in zip(works.items(), measured, strict=True):
+        rows.append([name, images, found.seconds, found.slowest, found.peak_mib])
+        rate[name], peak[name] = images / found.seconds, found.peak_mib
+    threads = torch.get_num_threads() if place.type == "cpu" else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    bound = allowed_rate(rate["decode alone"], rate["encode alone"], workers, threads, cores)
+    above = "above what was held before"
+    report = Report(
+        title="Speed of tokenizing",
+        figures=[
+            Figure("decode rate", rate["decode alone"], "images/s", note="the loader alone"),
+            Figure("encode rate", rate["encode alone"], "images/s", note="VAE and quantizer on ready batches"),
+            Figure("rate that the machine would allow", bound, "images/s", note="from both"),
+            Figure("tokenize-dataset rate", rate["tokenize-dataset"], "images/s", note="decoding to renamed files"),
+            Figure("plain loop rate", rate["plain loop"], "images/s", note="one at a time, float32, a .npy each"),
+            Figure("share of what the machine would allow", 100 * rate["tokenize-dataset"] / bound, "%"),
+            Figure("times faster than the plain loop", rate["tokenize-dataset"] / rate["plain loop"], "×"),
+            Figure("peak memory, a quarter of the images", peak["tokenize-dataset, a quarter"], "MiB", note=above),
+            Figure("peak memory, all images", peak["tokenize-dataset"], "MiB", note=above),
+        ],
+        tables=[Table("Seconds and memory", ("work", "images", "seconds", "slowest", "peak MiB"), rows)],
+        provenance={
+            "tokenizer": tokenizer.fingerprint,
+            "data": source.describe(),
+            "timing": f"in turns, the fastest of {repeats}, after one warm-up each, in which the memory is taken",
+            "bound": "1 / (1/d + 1/e)" if workers == 0 else "min(d, e, c / (min(w, c)/d + t/e))",
+            "batch_size": batch_size,
+            "workers": workers,
+            "precision": accelerator.mixed_precision,
+            "cores": cores,
+            **measured_now,
+        },
+    )
+    run.finish(report.save)
+    return report
+
+
+def allowed_rate(decode: float, encode: float, workers: int, threads: int, cores: int) -> float:
+    """Images per second that the two rates, each measured alone, allow together; the head of this file derives it.
+
+    Args:
+        decode: d, with these `workers`.
+        encode: e.
+        workers: w, processes that decode; 0 decodes in the process that encodes.
+        threads: t, cores that encoding keeps busy; 0 on an accelerator.
+        cores: c of this machine that both share.
+    """
+    if workers == 0:
+        return 1 / (1 / decode + 1 / encode)
+    return min(decode, encode, cores / (min(workers, cores) / decode + threads / encode))
+
+
+def _ready_images(source: ImageSource, size: tuple[int, int], batch_size: int) -> list[torch.Tensor]:
+    """The first batches, at most as many as memory easily holds."""
+    most = max(1, _READY_BYTES // (batch_size * 3 * size[0] * size[1] * 4))
+    return [batch.images for batch in islice(image_batches(source, size, batch_size), most)]
+
+
+def _decode_all(source: ImageSource, size: tuple[int, int], batch_size: int, workers: int) -> None:
+    for _ in image_batches(source, size, batch_size, workers=workers):
+        pass
+
+
+def _plain_loop(tokenizer: CodaTokenizer, source: ImageSource, device: torch.device, folder: Path) -> None:
+    """What one writes on a quiet afternoon."""
+    for i in range(len(source)):
+        try:
+            pixels = decode_image(source.read(i), tokenizer.size)
+        except BrokenImage:
+            continue
+        codes = tokenizer.encode(to_unit(pixels)[None].to(device))
+        np.save(folder / f"{i}.npy", codes.cpu().numpy())
