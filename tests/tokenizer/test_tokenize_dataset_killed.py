@@ -149,6 +149,31 @@ def test_a_cache_being_replaced_is_at_every_instant_the_old_one_or_a_beginning(
         assert content(out) == content(tmp_path / "new"), killed_at
 
 
+def test_processes_share_the_work_and_more_of_them_than_shards_do_no_harm(
+    tokenize: Work, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokenize(tmp_path / "whole")
+    for count in (2, 3, 5):
+        out = tmp_path / f"cache-{count}"
+
+        def work(out: Path = out) -> None:
+            done: Any = tokenize(out)
+            os.write(1, f"{done.images} {len(done.skipped)} {done.encoded}\n".encode())  # in one piece
+
+        assert ended_well(launch(work, out, {}, count))
+        assert content(out) == content(tmp_path / "whole")
+        assert capfd.readouterr().out == "15 5 15\n" * count  # all know of all; no image was encoded twice
+
+
+def test_processes_count_the_bad_items_together(
+    tokenize: Work, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cache"
+    assert not ended_well(launch(lambda: tokenize(out, max_skipped=4), out, {}, 2))  # neither meets five by itself
+    assert "4 others were left out already" in capfd.readouterr().out
+    assert ended_well(launch(lambda: tokenize(out, max_skipped=5), out, {}, 2))
+
+
 def test_a_process_that_dies_is_the_end_of_the_others(
     tokenize: Work, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
