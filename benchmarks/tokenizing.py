@@ -127,7 +127,7 @@ def tokenizing_speed(
     threads = torch.get_num_threads() if place.type == "cpu" else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bound = allowed_rate(rate["decode alone"], rate["encode alone"], workers, threads, cores)
-    above = "above what was held before"
+    above = "of this process, above what was held before"
     report = Report(
         title="Speed of tokenizing",
         figures=[
