@@ -147,7 +147,8 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         count = self.layout.num_levels if levels is None else levels
         if not 0 <= count <= self.layout.num_levels:
             raise CodaError(f"levels is {levels}; this tokenizer has {self.layout.num_levels}")
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.layout.codebook_size:
+        checked = codes.numel() and not torch.compiler.is_compiling()  # a graph cannot look at its data
+        if checked and not 0 <= int(codes.min()) <= int(codes.max()) < self.layout.codebook_size:
             raise CodaError(f"codes reach from {int(codes.min())} to {int(codes.max())}, beyond {self.layout}")
         return prefix_latents(codes.long(), self.layout, self.value_table())[count]
 

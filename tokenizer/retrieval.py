@@ -23,20 +23,30 @@ of which only Σ_j π_j w_j is new: one more pass over the tiles.
 **Tiles.** One of about 1,024 tokens × 512 codes stays in a core's cache. Two details make them fast on a CPU: `exp` is
 ten times slower where it underflows, and at τ = 0.01 nearly all of it would, hence the clamp; `amax` is ten times
 faster than `argmax`, so the code is searched in the winning tile alone.
+
+**Backends.** These tiles run anywhere; on CUDA, where Triton is, `fused_retrieval` does the same in kernels. The
+environment variable CODA_RETRIEVAL names one, or "auto".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import os
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from .errors import CodaError
+
 _FLOOR = -80.0  # e^-80 is 2e-35: nothing to a sum of probabilities, and still a normal float32
 _EPSILON = 1e-5  # inside the logarithm of the batch entropy, as published
 
+_FUSED_WIDTH = 128  # widths beyond that would not stay in the registers of the fused kernels
+
 Tile = tuple[int, int]
+Backend = Literal["tiled", "fused"]
 
 
 class Retrieved(NamedTuple):
@@ -62,7 +72,15 @@ def retrieve(
         values: (K, C).
         temperature: τ of the entropies, > 0.
         tile: (tokens, codes) of one tile; chosen by device if None. Results do not depend on it but for rounding.
+            Where one is given, or in float64, no fused kernel is taken.
     """
+    if (
+        tile is None
+        and retrieval_backend(queries.device, queries.dtype, max(keys.shape[1], values.shape[1])) == "fused"
+    ):
+        from .fused_retrieval import fused_retrieve
+
+        return Retrieved(*fused_retrieve(queries, keys, values, temperature))
     return Retrieved(*_Retrieve.apply(queries, keys, values, temperature, tile or _default_tile(queries.device)))
 
 
@@ -70,20 +88,65 @@ def best_codes(
     queries: torch.Tensor, keys: torch.Tensor, tile: Tile | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Index (N,) int64 and value (N,) of each token's largest logit; the first index where several are equal."""
-    tile = tile or _default_tile(queries.device)
+    return _best_codes(queries, keys, tile)
+
+
+def retrieval_backend(device: torch.device, dtype: torch.dtype, width: int = 16) -> Backend:
+    """Which implementation runs: what CODA_RETRIEVAL names, by default ("auto") the fused kernels where they can run.
+
+    Args:
+        device: Of the tensors.
+        dtype: Of the tensors; the fused kernels take float32, bfloat16 and float16.
+        width: The larger of d and C.
+
+    Raises:
+        CodaError: CODA_RETRIEVAL is no backend, or names "fused" where no Triton is or no kernel can run.
+    """
+    wanted = os.environ.get("CODA_RETRIEVAL", "auto")
+    if wanted not in ("auto", "tiled", "fused"):
+        raise CodaError(f"CODA_RETRIEVAL is {wanted!r}; it is auto, tiled or fused")
+    if wanted == "tiled":
+        return "tiled"
+    runs = device.type == "cuda" or (wanted == "fused" and os.environ.get("TRITON_INTERPRET") == "1")
+    fits = dtype in (torch.float32, torch.bfloat16, torch.float16) and width <= _FUSED_WIDTH
+    if runs and fits and find_spec("triton"):
+        return "fused"
+    if wanted == "fused":
+        raise CodaError(
+            f"CODA_RETRIEVAL is fused, which needs Triton, a CUDA device, float32 or half precision, and widths up to "
+            f"{_FUSED_WIDTH}; here are {device.type}, {str(dtype).removeprefix('torch.')} and {width}"
+        )
+    return "tiled"
+
+
+# An operator of its own, because its steps depend on the data: a graph that is compiled keeps it whole.
+@torch.library.custom_op("coda::best_codes", mutates_args=())
+def _best_codes(
+    queries: torch.Tensor, keys: torch.Tensor, tile: Sequence[int] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if tile is None and retrieval_backend(queries.device, queries.dtype, queries.shape[1]) == "fused":
+        from .fused_retrieval import fused_best_codes
+
+        return fused_best_codes(queries, keys)
+    tokens, width = tile or _default_tile(queries.device)
     codes = queries.new_empty(len(queries), dtype=torch.int64)
     peaks = queries.new_full((len(queries),), -torch.inf)
-    for rows in _blocks(len(queries), tile[0]):
+    for rows in _blocks(len(queries), tokens):
         peak, winner = peaks[rows], torch.zeros_like(codes[rows])
-        for number, columns in enumerate(_blocks(len(keys), tile[1])):
+        for number, columns in enumerate(_blocks(len(keys), width)):
             largest = (queries[rows] @ keys[columns].T).amax(dim=1)
             winner.masked_fill_(largest > peak, number)
             torch.maximum(peak, largest, out=peak)
         for number in winner.unique().tolist():
-            tokens = (winner == number).nonzero().squeeze(1) + rows.start
-            first = number * tile[1]
-            codes[tokens] = first + (queries[tokens] @ keys[first : first + tile[1]].T).argmax(dim=1)
+            chosen = (winner == number).nonzero().squeeze(1) + rows.start
+            first = number * width
+            codes[chosen] = first + (queries[chosen] @ keys[first : first + width].T).argmax(dim=1)
     return codes, peaks
+
+
+@_best_codes.register_fake
+def _(queries: torch.Tensor, keys: torch.Tensor, tile: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return queries.new_empty(len(queries), dtype=torch.int64), queries.new_empty(len(queries))
 
 
 class _Retrieve(torch.autograd.Function):

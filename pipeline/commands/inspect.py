@@ -128,11 +128,19 @@ def _vae_facts(vae: Any) -> dict[str, object]:
 
 
 def _tokenizer_facts(tokenizer: Any) -> dict[str, object]:
+    import torch
+
+    from coda.tokenizer.retrieval import retrieval_backend
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    quantizer = tokenizer.quantizer
+    width = max(quantizer.to_q.out_features, quantizer.config.latent_channels)
     return {
         "image size": "x".join(map(str, tokenizer.size)),
         "layout": tokenizer.layout,
         **_vae_facts(tokenizer.vae),
-        "quantizer parameters": _parameters(tokenizer.quantizer),
+        "quantizer parameters": _parameters(quantizer),
+        "retrieval": f"{retrieval_backend(device, quantizer.dtype, width)}, on {device.type}",
         "tokenizer": tokenizer.fingerprint,
     }
 
