@@ -3,6 +3,7 @@
 from .ablation import ablation
 from .extractors import Features, FigureNames, load_extractor
 from .generation import generation_metrics
+from .quantizing import quantizer_speed
 from .reconstruction import reconstruction_metrics
 from .report import Figure, Report, Table
 from .speed import speed
@@ -17,6 +18,7 @@ __all__ = [
     "ablation",
     "generation_metrics",
     "load_extractor",
+    "quantizer_speed",
     "reconstruction_metrics",
     "speed",
     "tokenizing_speed",

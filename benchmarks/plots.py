@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
 from coda.tokenizer.durable import write_bytes
+
+_COLORS = ("#4878a8", "#d0743c", "#5a9a5a", "#a05a96", "#8a6d4b", "#777777")
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,9 @@ class Plot:
         x_label: What the labels are.
         y_label: What the values are, with their unit.
         labels: One per value.
-        values: The values; None leaves a gap.
+        values: The values, or those of several lines by their names; None leaves a gap.
         kind: "bars" or "line".
+        log: Whether the values' axis is logarithmic.
     """
 
     name: str
@@ -30,8 +34,9 @@ class Plot:
     x_label: str
     y_label: str
     labels: Sequence[str]
-    values: Sequence[float | None]
+    values: Sequence[float | None] | Mapping[str, Sequence[float | None]]
     kind: Literal["bars", "line"] = "bars"
+    log: bool = False
 
 
 def draw(plots: Sequence[Plot], folder: Path) -> list[str]:
@@ -46,11 +51,17 @@ def draw(plots: Sequence[Plot], folder: Path) -> list[str]:
         figure = Figure(figsize=(6, 3.5), layout="constrained")
         axes = FigureCanvasAgg(figure).figure.add_subplot()
         places = range(len(plot.labels))
-        values = [float("nan") if value is None else value for value in plot.values]
-        if plot.kind == "bars":
-            axes.bar(places, values, color="#4878a8")
-        else:
-            axes.plot(places, values, marker="o", color="#4878a8")
+        lines = plot.values if isinstance(plot.values, Mapping) else {"": plot.values}
+        for (name, line), color in zip(lines.items(), cycle(_COLORS), strict=False):
+            values = [float("nan") if value is None else value for value in line]
+            if plot.kind == "bars":
+                axes.bar(places, values, color=color)
+            else:
+                axes.plot(places, values, marker="o", color=color, label=name or None)
+        if plot.log:
+            axes.set_yscale("log")
+        if len(lines) > 1:
+            axes.legend(fontsize="small")
         axes.set_xticks(places, plot.labels)
         axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label)
         axes.grid(axis="y", alpha=0.3)

@@ -6,7 +6,7 @@ Ratios are taken in one run on one machine, in turns: they travel to other machi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +14,15 @@ import torch
 
 from coda.tokenizer.errors import CodaError
 from coda.tokenizer.progress import progress
-from coda.tokenizer.quantizer import ResidualQuantizer
 from coda.tokenizer.run_directory import RunDirectory
 
-from .dense import dense_bytes, dense_encode, dense_forward
+from .dense import dense_encode, dense_forward
 from .extractors import resolve_device
 from .plots import Plot
 from .provenance import describe_run
+from .quantizing import QUANTIZER_SHAPES, QuantizerShape, dense_fits, make_quantizer, training_step
 from .report import Cell, Figure, Report, Table
-from .timing import Measured, available_bytes, measure, measure_side_by_side
-
-
-@dataclass(frozen=True)
-class QuantizerShape:
-    """A quantizer to be timed, on `batch_size` random latents."""
-
-    name: str
-    latent_channels: int
-    codebook_size: int
-    sides: tuple[int, ...]
-    attention_dim: int
-    batch_size: int = 1
-
-
-# The published tokenizers (paper, Section 4.1), and one that a laptop trains.
-QUANTIZER_SHAPES = (
-    QuantizerShape("small", 16, 4096, (1, 2, 4, 8), 32, 8),
-    QuantizerShape("kl16", 16, 16384, (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 32),
-    QuantizerShape("flux", 16, 65536, (1, 2, 3, 4, 6, 9, 13, 18, 24, 32), 32),
-)
+from .timing import Measured, measure, measure_side_by_side
 
 Sampler = Callable[[Sequence[int], Sequence[int]], torch.Tensor]
 
@@ -124,16 +104,7 @@ def speed(
 def _time_quantizer(
     shape: QuantizerShape, device: torch.device, repeats: int, seed: int
 ) -> tuple[list[Figure], list[Sequence[Cell]]]:
-    quantizer, latents = _make_quantizer(shape, device, seed)
-
-    def train(forward: Callable[..., Any]) -> Callable[[], None]:
-        def step() -> None:
-            quantizer.zero_grad()
-            inputs = latents.clone().requires_grad_()
-            found = forward(inputs)
-            (found.quantization_loss + 0.05 * found.entropy_loss + found.quantized.mean()).backward()
-
-        return step
+    quantizer, latents = make_quantizer(shape, device, seed)
 
     @torch.no_grad()
     def forward_only(forward: Callable[..., Any]) -> Any:
@@ -144,11 +115,13 @@ def _time_quantizer(
 
     pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "forward": (lambda: forward_only(quantizer), lambda: forward_only(dense)),
-        "forward and backward": (train(quantizer), train(dense)),
+        "forward and backward": (
+            training_step(quantizer, latents, quantizer),
+            training_step(quantizer, latents, dense),
+        ),
         "encode": (lambda: quantizer.encode(latents), lambda: dense_encode(quantizer, latents)),
     }
-    free = available_bytes(device)
-    fits = free is None or dense_bytes(quantizer, shape.batch_size) < 0.8 * free
+    fits = dense_fits(quantizer, shape.batch_size, device)
     figures: list[Figure] = []
     rows: list[Sequence[Cell]] = []
     for name, (ours, theirs) in pairs.items():
@@ -160,27 +133,11 @@ def _time_quantizer(
             ratio = measured[1].seconds / measured[0].seconds
             figures.append(Figure(f"{label}, times faster than dense", ratio, "×", note="dense seconds / ours"))
         else:
-            why = f"the dense one would not fit into the {(free or 0) / 2**30:.1f} GiB that are free"
+            why = "the dense one would not fit into the memory that is free"
             figures.append(Figure(f"{label}, times faster than dense", None, "×", note=why))
     codes = quantizer.encode(latents)
     rows.append(_row(f"{shape.name}: decode", len(codes), measure(lambda: quantizer.decode(codes), device, repeats)))
     return figures, rows
-
-
-def _make_quantizer(shape: QuantizerShape, device: torch.device, seed: int) -> tuple[ResidualQuantizer, torch.Tensor]:
-    """A quantizer with random weights, and latents (B, C, h, w) for it; the global random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        quantizer = ResidualQuantizer(
-            latent_channels=shape.latent_channels,
-            codebook_size=shape.codebook_size,
-            sides=shape.sides,
-            attention_dim=shape.attention_dim,
-            norm="rms_norm",
-        )
-        h, w = quantizer.layout.grid
-        latents = torch.randn(shape.batch_size, shape.latent_channels, h, w)
-    return quantizer.to(device), latents.to(device)
 
 
 def _time_tokenizer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Extractor = Literal["auto", "inception", "efficientnet_lite0"]
 Shape = Literal["small", "kl16", "flux"]
-Timed = Literal["all", "tokenize"]
+Timed = Literal["all", "quantizer", "tokenize"]
 
 
 def rfid(
@@ -265,7 +265,8 @@ def speed(
     data: str | None = None,
     limit: Count | None = None,
     model: str | None = None,
-    shapes: tuple[Shape, ...] = ("small", "kl16", "flux"),
+    shapes: tuple[Shape, ...] | None = None,
+    codebook_sizes: tuple[Count, ...] | None = None,
     steps: tuple[Count, ...] | None = None,
     guidance: Weight | None = None,
     out: Path = Path("runs/speed"),
@@ -281,13 +282,14 @@ def speed(
     """Seconds and memory: the quantizer against a dense one, a tokenizer, a sampler.
 
     Args:
-        what: all times the parts; tokenize times tokenize-dataset on --data against what the machine would allow and
-            against a plain loop.
+        what: all times the parts; quantizer times dense, tiled and fused ones over codebook sizes; tokenize times
+            tokenize-dataset on --data against what the machine would allow and against a plain loop.
         tokenizer: Tokenizer to time; with --model, the one that belongs to a generator.
         data: Photographs for --what tokenize.
         limit: Take only so many of them, the first.
         model: Generator directory, pipeline directory or hub id, or the word bundled, to time sampling.
-        shapes: Quantizers to compare with a dense one.
+        shapes: Quantizers to compare with a dense one; for --what quantizer those of the paper if not given, else all.
+        codebook_sizes: Codebooks for --what quantizer; 4,096 to 262,144 if not given.
         steps: Steps of sampling, as in coda sample; the model's if not given.
         guidance: Guidance of sampling; the model's if not given.
         out: Directory of the report.
@@ -303,19 +305,26 @@ def speed(
 
     Examples:
         coda benchmark speed --shapes small
+        coda benchmark speed --what quantizer --shapes kl16 --codebook-sizes 4096,16384
         coda benchmark speed --what tokenize --tokenizer runs/tokenizer --data photographs --limit 5000
     """
+    sampling = {"--model": model, "--steps": steps, "--guidance": guidance, "--size": size}
+    loading = {"--data": data, "--limit": limit, "--workers": workers}
+    if what == "quantizer":
+        _refuse(
+            "has no use with --what quantizer",
+            sampling | loading | {"--tokenizer": tokenizer, "--batch-size": batch_size},
+        )
+        return _speed_of_quantizer(shapes, codebook_sizes, out, repeats, seed, device, overwrite)
     if what == "tokenize":
-        given = {"--model": model, "--steps": steps, "--guidance": guidance, "--size": size}
-        if unused := [flag for flag, value in given.items() if value is not None]:
-            raise UsageError(f"{unused[0]} has no use with --what tokenize")
+        _refuse("has no use with --what tokenize", sampling | {"--shapes": shapes, "--codebook-sizes": codebook_sizes})
         return _speed_of_tokenizing(
             tokenizer, data, out, limit, batch_size or 32, workers or 0, repeats, device, dtype, overwrite
         )
-    if data is not None or limit is not None or workers is not None:
-        raise UsageError("--data, --limit and --workers are for --what tokenize")
+    _refuse("is for --what tokenize", loading)
+    _refuse("is for --what quantizer", {"--codebook-sizes": codebook_sizes})
     from coda.benchmarks import speed as run
-    from coda.benchmarks.speed import QUANTIZER_SHAPES
+    from coda.benchmarks.quantizing import QUANTIZER_SHAPES
     from coda.tokenizer import CodaTokenizer
 
     from .model import open_pipeline, sampler_of
@@ -332,7 +341,7 @@ def speed(
         tokenizer=timed,
         samples=sampler,
         out=out,
-        shapes=[shape for shape in QUANTIZER_SHAPES if shape.name in shapes],
+        shapes=[shape for shape in QUANTIZER_SHAPES if shapes is None or shape.name in shapes],
         size=size,
         batch_size=batch_size or 4,
         repeats=repeats,
@@ -340,6 +349,30 @@ def speed(
         device=device,
         overwrite=overwrite,
     )
+    return _ending(report, out)
+
+
+def _refuse(why: str, flags: Mapping[str, object]) -> None:
+    """Refuse flags that were given and would not be read."""
+    for flag, value in flags.items():
+        if value is not None:
+            raise UsageError(f"{flag} {why}")
+
+
+def _speed_of_quantizer(
+    shapes: tuple[Shape, ...] | None,
+    codebook_sizes: tuple[int, ...] | None,
+    out: Path,
+    repeats: int,
+    seed: int,
+    device: str,
+    overwrite: bool,
+) -> str:
+    from coda.benchmarks import quantizer_speed
+    from coda.benchmarks.quantizing import CODEBOOK_SIZES, PUBLISHED_SHAPES, QUANTIZER_SHAPES
+
+    chosen = PUBLISHED_SHAPES if shapes is None else [shape for shape in QUANTIZER_SHAPES if shape.name in shapes]
+    report = quantizer_speed(out, chosen, codebook_sizes or CODEBOOK_SIZES, repeats, seed, device, overwrite)
     return _ending(report, out)
 
 

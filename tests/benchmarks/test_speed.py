@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
 import torch
 
+from coda.benchmarks import quantizing
 from coda.benchmarks.dense import dense_encode, dense_forward
+from coda.benchmarks.quantizing import QuantizerShape
 from coda.benchmarks.report import Report
-from coda.benchmarks.speed import QuantizerShape, speed
+from coda.benchmarks.speed import speed
 from coda.benchmarks.timing import measure
 from coda.tokenizer import CodaError, ResidualQuantizer
 
@@ -71,8 +72,7 @@ def test_report_of_quantizer_tokenizer_and_sampler(tmp_path: Path) -> None:
 
 
 def test_dense_is_left_out_where_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The package's `speed` is the function; its module has to be asked for.
-    monkeypatch.setattr(importlib.import_module("coda.benchmarks.speed"), "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(quantizing, "available_bytes", lambda device: 1000)
     report = speed(out=tmp_path / "speed", shapes=[SMALL], repeats=1, device="cpu")
     assert report["tiny: quantizer forward, times faster than dense"] is None
     assert "would not fit" in report.figures[0].note

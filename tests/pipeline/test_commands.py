@@ -165,7 +165,7 @@ def choices(name: str, flag: str) -> tuple[object, ...]:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from coda.benchmarks.speed import QUANTIZER_SHAPES
+    from coda.benchmarks.quantizing import QUANTIZER_SHAPES
     from coda.generator.presets import PRESETS
     from coda.generator.schedules import MASK_LAWS
     from coda.pipeline.arguments import Precision
