@@ -8,11 +8,12 @@ TORCH  ?= torch==2.13.0
 DATA   ?=
 OUT    ?= runs/demo
 
-.PHONY: help setup sample test check clean
+.PHONY: help setup sample test test-slow check clean
 
 help:
 	@echo "make sample [DATA=folder]  the whole chain, pocket size, ending with a picture in $(OUT)"
 	@echo "make test                  format, lint, types and tests"
+	@echo "make test-slow             the published tokenizers at their true size, in minutes"
 
 setup: $(READY)
 
@@ -34,7 +35,11 @@ check: $(READY) build/mypy/coda
 
 # One worker per core, each with one thread: threads of several workers would only wait for each other.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow" tests
+
+# What takes minutes or gigabytes: the published tokenizers at their true size.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow tests
 
 # mypy does not see setuptools' package mapping: it is given a folder of links instead.
 build/mypy/coda:
