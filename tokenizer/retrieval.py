@@ -81,7 +81,7 @@ def retrieve(
         from .fused_retrieval import fused_retrieve
 
         return Retrieved(*fused_retrieve(queries, keys, values, temperature))
-    return Retrieved(*_Retrieve.apply(queries, keys, values, temperature, tile or _default_tile(queries.device)))
+    return Retrieved(*_Retrieve.apply(queries, keys, values, temperature, tile or _default_tile(queries)))
 
 
 def best_codes(
@@ -128,19 +128,22 @@ def _best_codes(
         from .fused_retrieval import fused_best_codes
 
         return fused_best_codes(queries, keys)
-    tokens, width = tile or _default_tile(queries.device)
+    tokens, width = tile or _default_tile(queries)
     codes = queries.new_empty(len(queries), dtype=torch.int64)
-    peaks = queries.new_full((len(queries),), -torch.inf)
+    peaks = queries.new_empty(len(queries))
     for rows in _blocks(len(queries), tokens):
-        peak, winner = peaks[rows], torch.zeros_like(codes[rows])
-        for number, columns in enumerate(_blocks(len(keys), width)):
-            largest = (queries[rows] @ keys[columns].T).amax(dim=1)
-            winner.masked_fill_(largest > peak, number)
-            torch.maximum(peak, largest, out=peak)
-        for number in winner.unique().tolist():
-            chosen = (winner == number).nonzero().squeeze(1) + rows.start
+        tiles = list(_blocks(len(keys), width))
+        tops = queries.new_empty(len(tiles), rows.stop - rows.start)  # the largest logit of each tile
+        for columns, top in zip(tiles, tops, strict=True):
+            torch.amax(queries[rows] @ keys[columns].T, dim=1, out=top)
+        winner = tops.argmax(dim=0)
+        peaks[rows] = tops.amax(dim=0)
+        order = winner.argsort() + rows.start  # tokens of the same winning tile side by side
+        chosen = queries[order]
+        for number, mine in enumerate(order.split(winner.bincount().tolist())):
             first = number * width
-            codes[chosen] = first + (queries[chosen] @ keys[first : first + width].T).argmax(dim=1)
+            codes[mine] = first + (chosen[: len(mine)] @ keys[first : first + width].T).argmax(dim=1)
+            chosen = chosen[len(mine) :]
     return codes, peaks
 
 
@@ -229,5 +232,8 @@ def _blocks(length: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, length))
 
 
-def _default_tile(device: torch.device) -> Tile:
-    return (1024, 512) if device.type == "cpu" else (4096, 8192)
+def _default_tile(queries: torch.Tensor) -> Tile:
+    if queries.device.type != "cpu":
+        return 4096, 8192
+    # Few tokens take more codes at a time: what matters is how large a tile is, and how many there are.
+    return 1024, max(512, 2**19 // max(1, len(queries)))

@@ -68,6 +68,9 @@ def test_equal_over_shapes_norms_temperatures_and_weights(
         sample_entropy_weight=weights[0],
         batch_entropy_weight=weights[1],
     ).double()
+    with torch.no_grad():
+        for parameter in quantizer.parameters():  # the norms' weights start at one, which hides where they are left out
+            parameter.add_(0.3 * torch.randn_like(parameter))
     latents = torch.randn(batch, channels, *quantizer.layout.grid, dtype=torch.float64)
     assert_equal_to_dense(quantizer, latents, 1e-9)
     assert torch.equal(quantizer.encode(latents), dense_encode(quantizer, latents))
