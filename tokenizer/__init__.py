@@ -9,7 +9,7 @@ from diffusers import ConfigMixin, ModelMixin  # isort: skip
 from .adapt import adapt
 from .code_cache import CodeCache, merge_caches
 from .errors import CodaError
-from .layout import CodeLayout, default_sides
+from .layout import CodeLayout, SizedCodes, default_sides
 from .official import quantizer_from_official, tokenizer_from_official
 from .quantizer import QuantizerOutput, ResidualQuantizer
 from .tokenize_dataset import TokenizeSummary, tokenize_dataset
@@ -27,6 +27,7 @@ __all__ = [
     "ModelMixin",
     "QuantizerOutput",
     "ResidualQuantizer",
+    "SizedCodes",
     "TokenizeSummary",
     "adapt",
     "default_sides",

@@ -70,6 +70,15 @@ class CodeLayout:
             return torch.uint8
         return torch.uint16 if self.codebook_size <= 1 << 16 else torch.uint32
 
+    def scaled(self, grid: Side) -> CodeLayout:
+        """The layout for a latent of another grid: as many levels, each side scaled along its axis.
+
+        A level keeps the share of the latent that one of its cells covers; there is at least one cell each way.
+        """
+        height, width = self.grid
+        sides = [(_scaled(h, height, grid[0]), _scaled(w, width, grid[1])) for h, w in self.sides]
+        return CodeLayout(sides, self.codebook_size)
+
     def split(self, codes: torch.Tensor) -> list[torch.Tensor]:
         """Codes (B, T) as one grid per level, [(B, h_l, w_l)]."""
         if codes.ndim != 2 or codes.shape[1] != self.num_tokens:
@@ -97,6 +106,44 @@ class CodeLayout:
 
     def __str__(self) -> str:
         return f"sides {_spelled(self.sides)}, K {self.codebook_size}, {self.num_tokens} codes per picture"
+
+
+class SizedCodes(torch.Tensor):
+    """Codes (B, T) of pictures of another size than the tokenizer's own, with the layout to decode them by.
+
+    What is done to them keeps the layout as long as they remain codes of such pictures: on another device, a part of
+    the batch, concatenated. All else gives a plain tensor.
+
+    Attributes:
+        code_layout: Their layout (a tensor's own `layout` is where its memory is).
+    """
+
+    code_layout: CodeLayout
+
+    @classmethod
+    def of(cls, codes: torch.Tensor, layout: CodeLayout) -> SizedCodes:
+        """Codes (B, T) with their layout."""
+        sized = codes.as_subclass(cls)
+        sized.code_layout = layout
+        return sized
+
+    def __deepcopy__(self, memo: Any) -> SizedCodes:
+        """A copy of codes and layout; torch's own asks more of a subclass."""
+        return SizedCodes.of(self.as_subclass(torch.Tensor).clone(), self.code_layout)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Hand the layout on."""
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if not isinstance(result, cls):
+            return result
+        operands = [item for arg in args for item in (arg if isinstance(arg, list | tuple) else [arg])]
+        layouts = {operand.code_layout for operand in operands if isinstance(operand, cls)}
+        layout = layouts.pop() if len(layouts) == 1 else None
+        if layout is None or result.ndim != 2 or result.shape[1] != layout.num_tokens or result.is_floating_point():
+            return result.as_subclass(torch.Tensor)
+        result.code_layout = layout
+        return result
 
 
 def default_sides(height: int, width: int) -> tuple[Side, ...]:

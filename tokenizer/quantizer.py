@@ -18,7 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from .errors import CodaError
-from .layout import CodeLayout
+from .layout import CodeLayout, Side
 from .residual import enlarge, prefix_latents, reduce
 from .retrieval import Retrieved, best_codes, retrieve
 
@@ -127,7 +127,7 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Codes (B, T) int64 of normalised latents (B, C, h, w)."""
+        """Codes (B, T) int64 of normalised latents (B, C, h, w), T as `layout_for` has it."""
         latents = self._checked(latents)
         values = self.values()
         queries, keys = self._for_search()
@@ -140,12 +140,13 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         return torch.cat(found, dim=1)
 
     @torch.no_grad()
-    def decode(self, codes: torch.Tensor, levels: int | None = None) -> torch.Tensor:
+    def decode(self, codes: torch.Tensor, levels: int | None = None, layout: CodeLayout | None = None) -> torch.Tensor:
         """Normalised latents (B, C, h, w) of codes (B, T).
 
         Args:
             codes: Integers in [0, K).
             levels: Use only that many levels, from the coarsest on; all of them if None.
+            layout: Of the codes; this quantizer's own if None.
         """
         count = self.layout.num_levels if levels is None else levels
         if not 0 <= count <= self.layout.num_levels:
@@ -153,7 +154,11 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         checked = codes.numel() and not torch.compiler.is_compiling()  # a graph cannot look at its data
         if checked and not 0 <= int(codes.min()) <= int(codes.max()) < self.layout.codebook_size:
             raise CodaError(f"codes reach from {int(codes.min())} to {int(codes.max())}, beyond {self.layout}")
-        return prefix_latents(codes.long(), self.layout, self.value_table())[count]
+        return prefix_latents(codes.long(), layout or self.layout, self.value_table())[count]
+
+    def layout_for(self, grid: Side) -> CodeLayout:
+        """Layout of the codes of latents of that grid: this quantizer's own, scaled where the grid is another."""
+        return self.layout if grid == self.layout.grid else self.layout.scaled(grid)
 
     def value_table(self) -> torch.Tensor:
         """What every code stands for in latent space, (K, C)."""
@@ -194,7 +199,7 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         """The residual loop (paper, Section 3.2): per level what it saw, what it found, what that adds."""
         b, c, h, w = latents.shape
         residual = latents
-        for height, width in self.layout.sides:
+        for height, width in self.layout_for((h, w)).sides:
             level = reduce(residual, (height, width))
             found, values = look_up(level)  # values: (B·h_l·w_l, C)
             raised = enlarge(values.reshape(b, height, width, c).movedim(-1, 1), (h, w))

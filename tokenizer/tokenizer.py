@@ -23,7 +23,7 @@ from torch import nn
 from .durable import write_bytes, write_json
 from .errors import CodaError
 from .hub import fetch, local_path
-from .layout import CodeLayout
+from .layout import CodeLayout, SizedCodes
 from .quantizer import ResidualQuantizer
 from .strict_loading import load_strictly, read_json
 from .vae import ContinuousVAE
@@ -61,7 +61,7 @@ class CodaTokenizer(nn.Module):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the images, in pixels."""
+        """(H, W) of the images that it was adapted on, in pixels."""
         height, width = self.layout.grid
         return height * self.vae.factor, width * self.vae.factor
 
@@ -78,20 +78,50 @@ class CodaTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Codes (B, T) int64, level by level, of images (B, 3, H, W) in [-1, 1]; of the posterior's mode."""
-        if tuple(images.shape[-2:]) != self.size:
-            raise CodaError(f"images are {_times(images.shape[-2:])}; this tokenizer takes {_times(self.size)}")
-        return self.quantizer.encode(self.vae.encode(images))
+        """Codes (B, T) int64, level by level, of images (B, 3, H, W) in [-1, 1]; of the posterior's mode.
+
+        Images of another size than `size` have other sides, and so more or fewer codes: these are `SizedCodes`, which
+        know their layout.
+
+        Raises:
+            CodaError: The VAE's factor does not divide the size.
+        """
+        codes = self.quantizer.encode(self.vae.encode(images))
+        if tuple(images.shape[-2:]) == self.size:
+            return codes
+        return SizedCodes.of(codes, self.layout_for(*images.shape[-2:]))
 
     @torch.no_grad()
-    def decode(self, codes: torch.Tensor, levels: int | None = None) -> torch.Tensor:
+    def decode(self, codes: torch.Tensor, levels: int | None = None, layout: CodeLayout | None = None) -> torch.Tensor:
         """Images (B, 3, H, W), clamped to [-1, 1], of codes (B, T).
 
         Args:
             codes: As `encode` gives them.
             levels: Use only that many levels, from the coarsest on; all if None.
+            layout: Of the codes, as `layout_for` gives it; that which `SizedCodes` carry, else the own, if None.
         """
-        return self.vae.decode(self.quantizer.decode(codes, levels)).clamp(-1, 1)
+        layout = layout or getattr(codes, "code_layout", None)
+        return self.vae.decode(self.quantizer.decode(codes.as_subclass(torch.Tensor), levels, layout)).clamp(-1, 1)
+
+    def layout_for(self, height: int, width: int) -> CodeLayout:
+        """Layout of the codes of images of height × width pixels, which the VAE's factor divides."""
+        return self.quantizer.layout_for((height // self.vae.factor, width // self.vae.factor))
+
+    def enable_tiling(self, tile: int = 512, overlap: int = 64) -> None:
+        """Take large images through the VAE in overlapping tiles, so that memory does not grow with them.
+
+        Args:
+            tile: Pixels a side; smaller images go through whole.
+            overlap: Pixels over which neighbours are blended.
+
+        Raises:
+            CodaError: The VAE's factor does not divide them, or the overlap is no smaller than the tile.
+        """
+        self.vae.enable_tiling(tile, overlap)
+
+    def disable_tiling(self) -> None:
+        """Take images through the VAE whole."""
+        self.vae.disable_tiling()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images through codes and back: the reconstruction, (B, 3, H, W) in [-1, 1]."""

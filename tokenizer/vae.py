@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -21,6 +22,7 @@ from .autoencoders import KINDS, Autoencoder, autoencoder_class, build, describe
 from .errors import CodaError
 from .hub import fetch, local_path
 from .strict_loading import load_strictly, read_json, read_tensors
+from .tiling import check_tiles, in_tiles
 from .vae_formats import is_kl16, is_taesd, kl16_from_state, taesd_files, taesd_from_files, taesd_from_state
 
 _FOREIGN_WEIGHTS = (".safetensors", ".pth", ".ckpt", ".pt")
@@ -50,6 +52,7 @@ class ContinuousVAE(ModelMixin, ConfigMixin):
         self.register_to_config(architecture=description)
         self.autoencoder: Autoencoder = architecture if given else build(description)
         self.kind = KINDS[description["_class_name"]]
+        self._tiles: tuple[int, int] | None = None  # side and overlap in pixels, where images go through in tiles
         self._check_config()
 
     @property
@@ -103,19 +106,36 @@ class ContinuousVAE(ModelMixin, ConfigMixin):
         self._check_images(images)
         if self.config.image_range == "0,1":
             images = (images + 1) / 2
-        encoded = self.autoencoder.encode(images.to(self.dtype), return_dict=False)[0]
-        if isinstance(encoded, DiagonalGaussianDistribution):
-            return encoded.mean, encoded.logvar
-        return encoded, None
+        images = images.to(self.dtype)
+        if self._tiles is None:
+            moments = self._moments(images)
+        else:
+            moments = in_tiles(self._moments, images, *self._tiles, Fraction(1, self.factor))
+        mean, logvar = moments.split([self.latent_channels, moments.shape[1] - self.latent_channels], dim=1)
+        return mean, logvar if logvar.shape[1] else None
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) of normalised latents (B, C, h, w): about [-1, 1], not clamped."""
-        images = self.autoencoder.decode(self.denormalise(latents.to(self.dtype)), return_dict=False)[0]
+        z = self.denormalise(latents.to(self.dtype))
+        if self._tiles is None:
+            images = self._images(z)
+        else:
+            tile, overlap = (pixels // self.factor for pixels in self._tiles)
+            images = in_tiles(self._images, z, tile, overlap, Fraction(self.factor))
         return images * 2 - 1 if self.config.image_range == "0,1" else images
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images through the latent and back, (B, 3, H, W) to the same."""
         return self.decode(self.encode(images))
+
+    def enable_tiling(self, tile: int = 512, overlap: int = 64) -> None:
+        """Encode and decode large images in overlapping tiles, see `CodaTokenizer.enable_tiling`."""
+        check_tiles(tile, overlap, self.factor)
+        self._tiles = (tile, overlap)
+
+    def disable_tiling(self) -> None:
+        """Encode and decode images whole."""
+        self._tiles = None
 
     def normalise(self, z: torch.Tensor) -> torch.Tensor:
         """The autoencoder's own latents, normalised."""
@@ -157,6 +177,16 @@ class ContinuousVAE(ModelMixin, ConfigMixin):
     def _per_channel(self, key: str, like: torch.Tensor) -> torch.Tensor:
         """Shift or scale from the config, to work on a latent."""
         return torch.tensor(self.config[key], device=like.device, dtype=like.dtype).reshape(1, -1, 1, 1)
+
+    def _moments(self, images: torch.Tensor) -> torch.Tensor:
+        """Mean and, where there is one, log-variance (B, C or 2 C, h, w) of images in the autoencoder's own range."""
+        encoded = self.autoencoder.encode(images, return_dict=False)[0]
+        if isinstance(encoded, DiagonalGaussianDistribution):
+            return torch.cat([encoded.mean, encoded.logvar], dim=1)
+        return cast(torch.Tensor, encoded)
+
+    def _images(self, z: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.autoencoder.decode(z, return_dict=False)[0])
 
     def _check_images(self, images: torch.Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != 3:
