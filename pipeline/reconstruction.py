@@ -63,30 +63,33 @@ class Reconstruction:
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: CodaTokenizer, image: Picture, levels: int | None = None) -> Reconstruction:
+def reconstruct(
+    tokenizer: CodaTokenizer, image: Picture, levels: int | None = None, size: tuple[int, int] | None = None
+) -> Reconstruction:
     """Take one picture through the tokenizer and back.
 
     Args:
         tokenizer: The tokenizer, on whatever device it is.
-        image: A file, a PIL image, or a tensor (3, H, W) in [-1, 1]; files and PIL images are scaled and cropped to the
-            tokenizer's size.
+        image: A file, a PIL image, or a tensor (3, H, W) in [-1, 1]; files and PIL images are scaled and cropped.
         levels: Use only that many levels, from the coarsest on; all of them if None.
+        size: (H, W) in pixels, which the VAE's factor divides; the tokenizer's own if None.
 
     Raises:
         CodaError: The file is no image, the tensor has another size, or there are not that many levels.
     """
-    layout = tokenizer.layout
-    if levels is not None and not 1 <= levels <= layout.num_levels:
-        raise CodaError(f"levels is {levels}; this tokenizer has 1 to {layout.num_levels}")
-    photograph = open_photograph(image, tokenizer.size)
+    most = tokenizer.layout.num_levels
+    if levels is not None and not 1 <= levels <= most:
+        raise CodaError(f"levels is {levels}; this tokenizer has 1 to {most}")
+    photograph = open_photograph(image, size or tokenizer.size)
     codes = tokenizer.encode(photograph.to(next(tokenizer.parameters()).device))
     restored = tokenizer.decode(codes, levels).float().cpu()
 
     before, after = to_uint8(photograph), to_uint8(restored)  # (1, 3, H, W)
     difference = (before.short() - after.short()).abs().mul(DIFFERENCE_GAIN).clamp(max=255).to(torch.uint8)
-    tokens = layout.offsets[layout.num_levels if levels is None else levels]
-    bits = tokens * math.log2(layout.codebook_size)
     height, width = before.shape[-2:]
+    layout = tokenizer.layout_for(height, width)
+    tokens = layout.offsets[most if levels is None else levels]
+    bits = tokens * math.log2(layout.codebook_size)
     return Reconstruction(
         original=to_pil(before[0]),
         reconstruction=to_pil(after[0]),

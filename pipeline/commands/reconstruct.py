@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..arguments import Count, Device, Precision
+from ..arguments import Count, Device, Precision, Size
+
+_OVERLAP = 64  # pixels over which neighbouring tiles are blended, where they are large enough
 
 
 def reconstruct(
@@ -12,6 +14,8 @@ def reconstruct(
     *,
     tokenizer: str = "runs/tokenizer",
     levels: Count | None = None,
+    size: Size | None = None,
+    tile: Count | None = None,
     out: Path = Path("runs/reconstructions"),
     device: Device = "auto",
     dtype: Precision = "auto",
@@ -20,9 +24,11 @@ def reconstruct(
     """Photographs -> original, reconstruction and difference side by side, with PSNR, tokens and bits.
 
     Args:
-        images: Photographs; they are scaled and cropped to the tokenizer's size.
+        images: Photographs; they are scaled and cropped.
         tokenizer: Tokenizer directory or hub id.
         levels: Use only that many levels, from the coarsest on; all of them if not given.
+        size: Pixels, or height x width as in 768x1024; the tokenizer's own if not given.
+        tile: Take larger pictures through the VAE in tiles of so many pixels, in little memory; whole if not given.
         out: Directory to make.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: Precision of the arithmetic; auto is bfloat16 on CUDA and float32 elsewhere.
@@ -31,6 +37,7 @@ def reconstruct(
     Examples:
         coda reconstruct dog.jpg
         coda reconstruct dog.jpg cat.png --levels 4 --out runs/four-levels
+        coda reconstruct panorama.jpg --size 1024x3072 --tile 512
     """
     from coda.tokenizer import CodaTokenizer
     from coda.tokenizer.durable import write_json
@@ -42,8 +49,11 @@ def reconstruct(
     figures = []
     with new_directory(out, overwrite, mark="reconstruction.json") as folder:
         model = on_device(CodaTokenizer.from_pretrained(tokenizer), device, dtype)
+        if tile is not None:
+            model.enable_tiling(tile, overlap=min(_OVERLAP, tile // 2 // model.vae.factor * model.vae.factor))
+        pixels = (size, size) if isinstance(size, int) else size
         for number, image in enumerate(images):
-            found = through(model, image, levels)
+            found = through(model, image, levels, pixels)
             repeated = image.stem in [other.stem for other in images[:number]]
             name = f"{image.stem}-{number}" if repeated else image.stem
             found.side_by_side().save(folder / f"{name}.png")

@@ -189,6 +189,15 @@ def test_reconstructions_are_described(saved: Path, photograph: Path, capsys: py
     assert last == "Made r/photo.png"
 
 
+def test_a_larger_reconstruction_goes_through_in_tiles(saved: Path, photograph: Path) -> None:
+    words = [str(photograph), "--tokenizer", str(saved / "tokenizer"), "--size", "40x64"]
+    assert main(["reconstruct", *words, "--out", "whole"]) == 0
+    assert main(["reconstruct", *words, "--out", "tiles", "--tile", "24"]) == 0
+    whole, tiles = (Image.open(Path(out, "photo-reconstruction.png")) for out in ("whole", "tiles"))
+    assert whole.size == tiles.size == (64, 40) and whole.tobytes() != tiles.tobytes()
+    assert main(["reconstruct", *words, "--out", "odd", "--tile", "25"]) == 1  # the factor does not divide it
+
+
 def test_a_photograph_that_is_none_leaves_nothing(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("notes.jpg").write_text("no picture")
     assert main(["reconstruct", "notes.jpg", "--tokenizer", str(saved / "tokenizer"), "--out", "r"]) == 1

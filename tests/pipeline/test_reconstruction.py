@@ -51,6 +51,17 @@ def test_what_it_costs(tokenizer: CodaTokenizer) -> None:
     assert coarse.describe().endswith("5 tokens, 25 bits (0.0977 per pixel)")
 
 
+def test_another_size_than_the_tokenizers_own(tokenizer: CodaTokenizer) -> None:
+    result = reconstruct(tokenizer, _photograph(), size=(24, 32))
+    assert result.original.size == result.reconstruction.size == (32, 24)
+    layout = tokenizer.layout_for(24, 32)
+    assert (result.tokens, len(result.codes)) == (layout.num_tokens, layout.num_tokens)
+    coarse = reconstruct(tokenizer, _photograph(), levels=2, size=(24, 32))
+    assert coarse.tokens == layout.offsets[2] and torch.equal(coarse.codes, result.codes[: coarse.tokens])
+    with pytest.raises(CodaError, match="multiples of"):
+        reconstruct(tokenizer, _photograph(), size=(25, 32))
+
+
 def test_the_three_stand_side_by_side(tokenizer: CodaTokenizer) -> None:
     result = reconstruct(tokenizer, _photograph())
     picture = result.side_by_side()
