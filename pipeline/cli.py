@@ -33,6 +33,7 @@ COMMANDS = {
     "train-vae": "train_vae:train_vae",
     "adapt": "adapt:adapt",
     "import-official": "import_official:import_official",
+    "export-onnx": "export_onnx:export_onnx",
     "tokenize-dataset": "tokenize_dataset:tokenize_dataset",
     "merge-cache": "merge_cache:merge_cache",
     "inspect": "inspect:inspect",

@@ -130,7 +130,7 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         """Codes (B, T) int64 of normalised latents (B, C, h, w), T as `layout_for` has it."""
         latents = self._checked(latents)
         values = self.values()
-        queries, keys = self._for_search()
+        queries, keys = self.for_search()
 
         def look_up(level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             codes, _ = best_codes(queries(level), keys)
@@ -176,7 +176,7 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         """Values (K, C) of all codes."""
         return self.to_v(self.codebook.weight)
 
-    def _for_search(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
+    def for_search(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
         """Queries of latents, and keys, that have their largest product where `queries` and `keys` have it.
 
         With q = W z + b, q·k = z·(k W) + k·b: `to_q` goes into the keys, and products run over C + 1 numbers instead of

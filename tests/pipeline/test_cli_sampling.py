@@ -198,6 +198,16 @@ def test_a_larger_reconstruction_goes_through_in_tiles(saved: Path, photograph: 
     assert main(["reconstruct", *words, "--out", "odd", "--tile", "25"]) == 1  # the factor does not divide it
 
 
+def test_a_tokenizer_is_exported(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'coda[onnx]'")
+    words = ["export-onnx", "--tokenizer", str(saved / "tokenizer"), "--out", "o"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "Made o/encoder.onnx and o/decoder.onnx\n"
+    assert names(Path("o")) == {"encoder.onnx", "decoder.onnx", "onnx.json"}
+    assert main(words) == 1
+    assert "o exists already" in capsys.readouterr().err
+
+
 def test_a_photograph_that_is_none_leaves_nothing(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("notes.jpg").write_text("no picture")
     assert main(["reconstruct", "notes.jpg", "--tokenizer", str(saved / "tokenizer"), "--out", "r"]) == 1
