@@ -18,7 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from .errors import CodaError
-from .layout import CodeLayout, Side
+from .layout import CodeLayout
 from .residual import enlarge, prefix_latents, reduce
 from .retrieval import Retrieved, best_codes, retrieve
 
@@ -126,8 +126,8 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         )
 
     @torch.no_grad()
-    def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Codes (B, T) int64 of normalised latents (B, C, h, w), T as `layout_for` has it."""
+    def encode(self, latents: torch.Tensor, layout: CodeLayout | None = None) -> torch.Tensor:
+        """Codes (B, T) int64 of normalised latents (B, C, h, w), in a layout; in this quantizer's own if None."""
         latents = self._checked(latents)
         values = self.values()
         queries, keys = self.for_search()
@@ -136,7 +136,7 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
             codes, _ = best_codes(queries(level), keys)
             return codes, F.embedding(codes, values)
 
-        found = [codes.reshape(len(latents), -1) for _, codes, _ in self._levels(latents, look_up)]
+        found = [codes.reshape(len(latents), -1) for _, codes, _ in self._levels(latents, look_up, layout)]
         return torch.cat(found, dim=1)
 
     @torch.no_grad()
@@ -155,10 +155,6 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         if checked and not 0 <= int(codes.min()) <= int(codes.max()) < self.layout.codebook_size:
             raise CodaError(f"codes reach from {int(codes.min())} to {int(codes.max())}, beyond {self.layout}")
         return prefix_latents(codes.long(), layout or self.layout, self.value_table())[count]
-
-    def layout_for(self, grid: Side) -> CodeLayout:
-        """Layout of the codes of latents of that grid: this quantizer's own, scaled where the grid is another."""
-        return self.layout if grid == self.layout.grid else self.layout.scaled(grid)
 
     def value_table(self) -> torch.Tensor:
         """What every code stands for in latent space, (K, C)."""
@@ -194,12 +190,15 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         return lambda latents: F.pad(latents.movedim(1, -1).flatten(0, 2), (0, 1), value=1.0), torch.cat(keys)
 
     def _levels(
-        self, latents: torch.Tensor, look_up: Callable[[torch.Tensor], tuple[Found, torch.Tensor]]
+        self,
+        latents: torch.Tensor,
+        look_up: Callable[[torch.Tensor], tuple[Found, torch.Tensor]],
+        layout: CodeLayout | None = None,
     ) -> Iterator[tuple[torch.Tensor, Found, torch.Tensor]]:
         """The residual loop (paper, Section 3.2): per level what it saw, what it found, what that adds."""
         b, c, h, w = latents.shape
         residual = latents
-        for height, width in self.layout_for((h, w)).sides:
+        for height, width in (layout or self.layout).sides:
             level = reduce(residual, (height, width))
             found, values = look_up(level)  # values: (B·h_l·w_l, C)
             raised = enlarge(values.reshape(b, height, width, c).movedim(-1, 1), (h, w))

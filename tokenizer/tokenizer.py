@@ -86,10 +86,12 @@ class CodaTokenizer(nn.Module):
         Raises:
             CodaError: The VAE's factor does not divide the size.
         """
-        codes = self.quantizer.encode(self.vae.encode(images))
-        if tuple(images.shape[-2:]) == self.size:
-            return codes
-        return SizedCodes.of(codes, self.layout_for(*images.shape[-2:]))
+        height, width = images.shape[-2:]
+        latents = self.vae.encode(images)
+        if (height, width) == self.size:
+            return self.quantizer.encode(latents)
+        layout = self.layout_for(height, width)
+        return SizedCodes.of(self.quantizer.encode(latents, layout), layout)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, levels: int | None = None, layout: CodeLayout | None = None) -> torch.Tensor:
@@ -100,12 +102,14 @@ class CodaTokenizer(nn.Module):
             levels: Use only that many levels, from the coarsest on; all if None.
             layout: Of the codes, as `layout_for` gives it; that which `SizedCodes` carry, else the own, if None.
         """
-        layout = layout or getattr(codes, "code_layout", None)
-        return self.vae.decode(self.quantizer.decode(codes.as_subclass(torch.Tensor), levels, layout)).clamp(-1, 1)
+        if isinstance(codes, SizedCodes):
+            layout, codes = layout or codes.code_layout, codes.as_subclass(torch.Tensor)
+        return self.vae.decode(self.quantizer.decode(codes, levels, layout)).clamp(-1, 1)
 
     def layout_for(self, height: int, width: int) -> CodeLayout:
         """Layout of the codes of images of height × width pixels, which the VAE's factor divides."""
-        return self.quantizer.layout_for((height // self.vae.factor, width // self.vae.factor))
+        grid = height // self.vae.factor, width // self.vae.factor
+        return self.layout if grid == self.layout.grid else self.layout.scaled(grid)
 
     def enable_tiling(self, tile: int = 512, overlap: int = 64) -> None:
         """Take large images through the VAE in overlapping tiles, so that memory does not grow with them.

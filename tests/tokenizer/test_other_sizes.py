@@ -54,13 +54,24 @@ def test_every_size_that_the_factor_divides_comes_back(small_autoencoder: Callab
 
 
 def test_what_is_decoded_at_another_size_is_what_was_quantized(tokenizer: CodaTokenizer) -> None:
+    """As by a quantizer of the same weights that was made for that size."""
     images = torch.rand(2, 3, 48, 20) * 2 - 1
+    sides = tokenizer.layout_for(48, 20).sides
+    made_for_it = ResidualQuantizer(4, 32, sides, attention_dim=8, norm="rms_norm")
+    made_for_it.load_state_dict(tokenizer.quantizer.state_dict())
     with torch.no_grad():
-        output = tokenizer.quantizer(tokenizer.vae.encode(images))
+        output = made_for_it(tokenizer.vae.encode(images))
     codes = tokenizer.encode(images)
     assert torch.equal(codes.as_subclass(torch.Tensor), output.codes)
     expected = tokenizer.vae.decode(output.quantized).clamp(-1, 1)
     torch.testing.assert_close(tokenizer.decode(codes), expected, rtol=0, atol=1e-5)
+
+
+def test_encode_and_decode_compile_into_one_graph_each(tokenizer: CodaTokenizer, images: torch.Tensor) -> None:
+    codes = torch.compile(tokenizer.encode, fullgraph=True, backend="aot_eager")(images)
+    assert torch.equal(codes, tokenizer.encode(images))
+    decoded = torch.compile(tokenizer.decode, fullgraph=True, backend="aot_eager")(codes)
+    torch.testing.assert_close(decoded, tokenizer.decode(codes))
 
 
 def test_codes_carry_their_layout(tokenizer: CodaTokenizer, images: torch.Tensor) -> None:
