@@ -131,19 +131,22 @@ def _best_codes(
     tokens, width = tile or _default_tile(queries)
     codes = queries.new_empty(len(queries), dtype=torch.int64)
     peaks = queries.new_empty(len(queries))
+    tiles = list(_blocks(len(keys), width))
+    space = queries.new_empty(min(tokens, len(queries)) * width)  # one tile, whose memory is not fetched anew each time
     for rows in _blocks(len(queries), tokens):
-        tiles = list(_blocks(len(keys), width))
-        tops = queries.new_empty(len(tiles), rows.stop - rows.start)  # the largest logit of each tile
+        count = rows.stop - rows.start
+        tops = queries.new_empty(len(tiles), count)  # the largest logit of each tile
         for columns, top in zip(tiles, tops, strict=True):
-            torch.amax(queries[rows] @ keys[columns].T, dim=1, out=top)
+            logits = space[: count * (columns.stop - columns.start)].view(count, -1)
+            torch.amax(torch.mm(queries[rows], keys[columns].T, out=logits), dim=1, out=top)
         winner = tops.argmax(dim=0)
         peaks[rows] = tops.amax(dim=0)
-        order = winner.argsort() + rows.start  # tokens of the same winning tile side by side
-        chosen = queries[order]
-        for number, mine in enumerate(order.split(winner.bincount().tolist())):
-            first = number * width
-            codes[mine] = first + (chosen[: len(mine)] @ keys[first : first + width].T).argmax(dim=1)
-            chosen = chosen[len(mine) :]
+        order = winner.argsort()  # tokens of the same winning tile side by side
+        groups = queries[rows][order].split(winner.bincount().tolist())
+        places = [
+            (group @ keys[tile].T).argmax(dim=1) for group, tile in zip(groups, tiles, strict=False) if len(group)
+        ]
+        codes[rows][order] = winner[order] * width + torch.cat(places)
     return codes, peaks
 
 
@@ -236,4 +239,4 @@ def _default_tile(queries: torch.Tensor) -> Tile:
     if queries.device.type != "cpu":
         return 4096, 8192
     # Few tokens take more codes at a time: what matters is how large a tile is, and how many there are.
-    return 1024, max(512, 2**19 // max(1, len(queries)))
+    return 1024, 512 if len(queries) >= 256 else 8192
