@@ -18,16 +18,26 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from coda.tokenizer import CodaTokenizer, tokenize_dataset
+from coda.tokenizer import CodaTokenizer, CodeCache, tokenize_dataset
+from coda.tokenizer.code_cache import ShuffledBatches
 from coda.tokenizer.errors import CodaError
-from coda.tokenizer.images import BrokenImage, ImageSource, decode_image, image_batches, open_images, to_unit
+from coda.tokenizer.images import (
+    BrokenImage,
+    ImageBatch,
+    ImageDataset,
+    ImageSource,
+    decode_image,
+    open_images,
+    read_batches,
+    to_unit,
+)
 from coda.tokenizer.run_directory import RunDirectory
 from coda.tokenizer.tokenize_dataset import encode_variants
 from coda.tokenizer.training_state import start_accelerator
@@ -37,6 +47,7 @@ from .report import Cell, Figure, Report, Table
 from .timing import measure_side_by_side
 
 _READY_BYTES = 256 * 2**20  # of images that wait in memory for the encoder to be timed alone
+_READ_AT_ONCE = 256  # a training's batch
 
 
 def tokenizing_speed(
@@ -107,7 +118,7 @@ def tokenizing_speed(
             "decode alone": (len(source), lambda: _decode_all(source, tokenizer.size, batch_size, workers)),
             "encode alone": (
                 sum(map(len, ready)),
-                lambda: [encode_variants(tokenizer, accelerator, False, images) for images in ready],
+                lambda: [encode_variants(tokenizer, accelerator, ("original",), images) for images in ready],
             ),
             "plain loop": (len(source), lambda: _plain_loop(tokenizer, source, place, Path(aside))),
             "tokenize-dataset, a quarter": (
@@ -115,6 +126,7 @@ def tokenizing_speed(
                 tokenize(source.part(slice(0, len(source) // 4)), "quarter"),
             ),
             "tokenize-dataset": (len(source), tokenize(source, "whole")),
+            "read shuffled": (len(source), lambda: _read_shuffled(Path(aside, "whole"))),
         }
         measured = measure_side_by_side([work for _, work in works.values()], place, repeats)
 
@@ -136,6 +148,7 @@ def tokenizing_speed(
             Figure("rate that the machine would allow", bound, "images/s", note="from both"),
             Figure("tokenize-dataset rate", rate["tokenize-dataset"], "images/s", note="decoding to renamed files"),
             Figure("plain loop rate", rate["plain loop"], "images/s", note="one at a time, float32, a .npy each"),
+            Figure("read rate", rate["read shuffled"], "samples/s", note=f"shuffled, by {_READ_AT_ONCE}, one core"),
             Figure("share of what the machine would allow", 100 * rate["tokenize-dataset"] / bound, "%"),
             Figure("times faster than the plain loop", rate["tokenize-dataset"] / rate["plain loop"], "×"),
             Figure("peak memory, a quarter of the images", peak["tokenize-dataset, a quarter"], "MiB", note=above),
@@ -174,14 +187,29 @@ def allowed_rate(decode: float, encode: float, workers: int, threads: int, cores
 
 
 def _ready_images(source: ImageSource, size: tuple[int, int], batch_size: int) -> list[torch.Tensor]:
-    """The first batches, at most as many as memory easily holds."""
-    most = max(1, _READY_BYTES // (batch_size * 3 * size[0] * size[1] * 4))
-    return [batch.images for batch in islice(image_batches(source, size, batch_size), most)]
+    """The first batches, uint8, at most as many as memory easily holds."""
+    most = max(1, _READY_BYTES // (batch_size * 3 * size[0] * size[1]))
+    return [batch.images for batch in islice(_decode(source, size, batch_size, 0), most) if len(batch)]
+
+
+def _read_shuffled(path: Path) -> None:
+    """One epoch of a cache, opened anew, as a training reads it."""
+    cache = CodeCache(path)
+    batches = ShuffledBatches(cache, _READ_AT_ONCE)
+    for step in range(-(-len(cache) // _READ_AT_ONCE)):
+        batches[step]
 
 
 def _decode_all(source: ImageSource, size: tuple[int, int], batch_size: int, workers: int) -> None:
-    for _ in image_batches(source, size, batch_size, workers=workers):
+    for _ in _decode(source, size, batch_size, workers):
         pass
+
+
+def _decode(source: ImageSource, size: tuple[int, int], batch_size: int, workers: int) -> Iterator[ImageBatch]:
+    """All images in order, as `tokenize_dataset` has them."""
+    order = range(len(source))
+    requests = [[(i, i) for i in order[start : start + batch_size]] for start in range(0, len(source), batch_size)]
+    return read_batches(ImageDataset(source, size), requests, workers, as_pixels=True)
 
 
 def _plain_loop(tokenizer: CodaTokenizer, source: ImageSource, device: torch.device, folder: Path) -> None:

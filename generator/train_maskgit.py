@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from coda.tokenizer.code_cache import CodeCache
-from coda.tokenizer.determinism import derived_seed, epoch_order, step_generator
+from coda.tokenizer.code_cache import CodeCache, ShuffledBatches
+from coda.tokenizer.determinism import derived_seed, step_generator
 from coda.tokenizer.errors import CodaError
+from coda.tokenizer.fingerprint import saved_fingerprint
 from coda.tokenizer.progress import progress
 from coda.tokenizer.run_directory import RunDirectory
 from coda.tokenizer.training_state import process_of, start_accelerator
@@ -51,6 +52,7 @@ def train_maskgit(
     gradient_checkpointing: bool = False,
     workers: int = 0,
     seed: int = 0,
+    tokenizer: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     overwrite: bool = False,
@@ -80,6 +82,8 @@ def train_maskgit(
         gradient_checkpointing: Recompute blocks in the backward pass: less memory, a third more work.
         workers: Processes that read the cache ahead; 0 reads in this one.
         seed: Seed of the weights, the order and every draw.
+        tokenizer: Directory of the tokenizer that is to decode what will be sampled; a cache of another one's codes is
+            refused. Nothing of it but its fingerprint is read; None trusts the cache.
         device: "auto", "cpu", "mps", "cuda" or "cuda:N".
         dtype: "float32", "bfloat16" (mixed precision), or "auto": bfloat16 on CUDA, float32 elsewhere.
         overwrite: Start anew over whatever `out` holds.
@@ -89,10 +93,15 @@ def train_maskgit(
         `out`.
 
     Raises:
-        CodaError: A bad setting, a damaged cache, or `out` holds something else.
+        CodaError: A bad setting, a damaged cache or one of another tokenizer, or `out` holds something else.
     """
     accelerator = start_accelerator(device, dtype)
     cache = cache if isinstance(cache, CodeCache) else CodeCache(cache)
+    if tokenizer is not None and saved_fingerprint(tokenizer) != cache.tokenizer_fingerprint:
+        raise CodaError(
+            f"{cache.path} holds codes of the tokenizer {cache.tokenizer_fingerprint}, not of {tokenizer}, which is "
+            f"{saved_fingerprint(tokenizer)}: tokenize the data set with it, or give another cache"
+        )
     size = resolve_preset(preset, hidden_size, depth, num_heads)
     settings = _Settings(
         tokenizer=cache.tokenizer_fingerprint,
@@ -178,8 +187,8 @@ def _train(
     process, processes = process_of(accelerator, settings.batch_size)
     local = settings.batch_size // processes
     first = process * local
-    stream = _CodeStream(cache, settings.batch_size, settings.seed, first, first + local)
-    loader = DataLoader(stream, batch_size=None, sampler=range(start, settings.steps), num_workers=workers)
+    batches = ShuffledBatches(cache, settings.batch_size, settings.seed, (process, processes))
+    loader = DataLoader(batches, batch_size=None, sampler=range(start, settings.steps), num_workers=workers)
     objective.train()
     with progress("Training the generator", total=settings.steps, unit="steps", completed=start) as bar:
         for step, (codes, labels) in zip(range(start, settings.steps), loader, strict=True):
@@ -216,26 +225,6 @@ def _train(
     if accelerator.is_main_process:
         run.finish(lambda folder: _write(folder, average.module, settings.mask_law))
     accelerator.wait_for_everyone()
-
-
-class _CodeStream(Dataset):
-    """What each step reads: rows [first, last) of its batch, in an order that (seed, step) alone decides."""
-
-    def __init__(self, cache: CodeCache, batch_size: int, seed: int, first: int, last: int) -> None:
-        self.cache, self.batch_size, self.seed, self.first, self.last = cache, batch_size, seed, first, last
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
-
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes (B, T) int64 and labels (B,) of one step; a batch may end one epoch and begin the next."""
-        places = range(step * self.batch_size + self.first, step * self.batch_size + self.last)
-        return self.cache.batch(torch.tensor([self._item(place) for place in places]))
-
-    def _item(self, place: int) -> int:
-        """Which item stands at `place` of the endless sequence of epochs."""
-        epoch, within = divmod(place, len(self.cache))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self.seed, epoch, len(self.cache))
-        return int(self._order[within])
 
 
 def _digest(manifest: dict[str, Any]) -> str:

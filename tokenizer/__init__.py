@@ -7,7 +7,7 @@ from . import torchvision_compat  # noqa: F401  isort: skip
 from diffusers import ConfigMixin, ModelMixin  # isort: skip
 
 from .adapt import adapt
-from .code_cache import CodeCache, merge_caches
+from .code_cache import CodeCache, export_cache, import_npy, merge_caches
 from .errors import CodaError
 from .layout import CodeLayout, SizedCodes, default_sides
 from .official import quantizer_from_official, tokenizer_from_official
@@ -31,6 +31,8 @@ __all__ = [
     "TokenizeSummary",
     "adapt",
     "default_sides",
+    "export_cache",
+    "import_npy",
     "load_vae",
     "merge_caches",
     "quantizer_from_official",

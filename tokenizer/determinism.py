@@ -25,3 +25,28 @@ def step_generator(seed: int, step: int, stream: int | str = 0) -> torch.Generat
 def epoch_order(seed: int, epoch: int, n: int) -> torch.Tensor:
     """The order in which epoch `epoch` visits `n` items: a permutation, (n,) int64."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed("epoch", seed, epoch)))
+
+
+class EndlessOrder:
+    """The sequence of all epochs, one after another, of `n` items; keeps the permutation of the newest epoch.
+
+    Args:
+        n: Number of items.
+        seed: Of the permutations, see `epoch_order`.
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        self._n, self._seed, self._epoch = n, seed, -1
+        self._permutation = torch.empty(0, dtype=torch.int64)
+
+    def items(self, places: range) -> torch.Tensor:
+        """Which items stand at these places of the sequence, (len(places),) int64."""
+        epochs = range(places[0] // self._n, places[-1] // self._n + 1) if places else ()
+        wanted = torch.arange(places.start, places.stop, places.step)
+        found = [self._of(epoch)[wanted[wanted // self._n == epoch] % self._n] for epoch in epochs]
+        return torch.cat(found) if found else wanted
+
+    def _of(self, epoch: int) -> torch.Tensor:
+        if epoch != self._epoch:
+            self._epoch, self._permutation = epoch, epoch_order(self._seed, epoch, self._n)
+        return self._permutation

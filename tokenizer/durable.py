@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 
 from .errors import CodaError
 
+_MANY_FILES = 1000  # from there on everything is flushed at once: a file costs a millisecond or more, written or not
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a file beside `path`, then put it in place; returns `path`."""
@@ -71,8 +73,12 @@ def publish_directory(partial: str | Path, final: str | Path, overwrite: bool = 
         CodaError: `final` holds something and `overwrite` is not set.
     """
     partial, final = Path(partial), Path(final)
-    for file in sorted(p for p in partial.rglob("*") if p.is_file()):
-        _flush(file)
+    files = sorted(p for p in partial.rglob("*") if p.is_file())
+    if len(files) > _MANY_FILES and hasattr(os, "sync"):
+        os.sync()
+    else:
+        for file in files:
+            _flush(file)
     if final.exists() and any(final.iterdir()):
         if not overwrite:
             raise CodaError(f"{final} exists already; choose another --out or give --overwrite")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,19 +16,23 @@ import torch
 from accelerate import Accelerator
 
 from .code_cache import CacheWriter, CodeCache, ShardRows
-from .code_cache.format import FORMAT, FORMAT_VERSION, MANIFEST, VARIANTS
+from .code_cache.description import first_half
+from .code_cache.format import MANIFEST
 from .code_cache.writer_thread import WriterThread
 from .errors import CodaError
-from .images import ImageBatch, ImageDataset, ImageSource, Skipped, open_images, read_batches
+from .images import ImageBatch, ImageDataset, ImageSource, Skipped, open_images, read_batches, to_unit
 from .images.decoding import ORIENTATION, RESAMPLING, TRANSPARENCY
 from .processes import Processes
 from .progress import note, progress
 from .tokenizer import CodaTokenizer
 from .training_state import start_accelerator
+from .variants import crop_of, each_variant, size_for, variant_names
 
 # On a CPU the VAE takes few images at a time, so that what lies between its layers stays in the caches and is not
 # fetched anew from the system: measured up to twice as fast at 128 and 256 pixels. Channels last are another tenth.
 _CPU_PIXELS = 2**16
+
+_FEWEST_SHARDS = 8  # of a process: with fewer, one shard more or less is a large part of its work
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def tokenize_dataset(
     workers: int = 0,
     shard_size: int = 16384,
     flip: bool = False,
+    ten_crop: bool = False,
     part: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -85,6 +91,8 @@ def tokenize_dataset(
         workers: Processes that decode images; changes nothing but the speed.
         shard_size: Images per file.
         flip: Encode each image mirrored too, from mirrored pixels.
+        ten_crop: Instead of each image encode ten crops of it, as LlamaGen does: corners and middle of a centre crop
+            1.1 times as large, and those of the mirrored image.
         part: "2/4": encode the second of four parts, to be joined by `merge_caches`.
         device: "auto", "cpu", "mps", "cuda" or "cuda:N".
         dtype: Precision of the VAE's encoder, "float32", "bfloat16" or "auto" (the second on CUDA). The quantizer
@@ -104,22 +112,28 @@ def tokenize_dataset(
     if size is not None and (size, size) != tokenizer.size:
         height, width = tokenizer.size
         raise CodaError(f"size {size} does not fit the tokenizer, which takes images of {height}x{width} pixels")
-    source = open_images(data)
+    variants = variant_names(flip, ten_crop)
     accelerator = start_accelerator(device, dtype)
-    processes = Processes()
+    processes = Processes()  # before the source: processes wait for each other here, and listing may take long
+    source = open_images(data)
     value_table = tokenizer.value_table().cpu()
     tokenizer.to(accelerator.device).eval()
     _keep_freed_memory()
     precision = "bfloat16" if accelerator.mixed_precision == "bf16" else str(tokenizer.vae.dtype).split(".")[-1]
-    head = describe_cache(tokenizer, source, precision, shard_size, flip, _parse_part(part))
+    head = describe_cache(tokenizer, source, precision, shard_size, variants, _parse_part(part))
     most_skipped = 0 if strict else max_skipped
+    if processes.rank == 0 and len(source) < _FEWEST_SHARDS * processes.count * shard_size and processes.count > 1:
+        even = max(1, len(source) // (_FEWEST_SHARDS * processes.count))
+        note(
+            f"few shards for {processes.count} processes, so some will wait for others; a shard size of {even:,} is even"
+        )
 
     began = time.monotonic()
     with closing(CacheWriter(out, head, value_table, overwrite, processes)) as writer:
         encoded = 0
         if not writer.complete:
-            images = _read_remaining(writer, source, tokenizer.size, batch_size, workers)
-            encode = partial(encode_variants, tokenizer, accelerator, flip)
+            images = _read_remaining(writer, source, size_for(variants, tokenizer.size), batch_size, workers)
+            encode = partial(encode_variants, tokenizer, accelerator, variants)
             encoded = _write_codes(writer, images, encode, source.location, most_skipped)
             encoded = sum(processes.gather(encoded))
             writer.join_others()
@@ -131,19 +145,21 @@ def tokenize_dataset(
 
 @torch.inference_mode()
 def encode_variants(
-    tokenizer: CodaTokenizer, accelerator: Accelerator, flip: bool, images: torch.Tensor
+    tokenizer: CodaTokenizer, accelerator: Accelerator, variants: Sequence[str], pixels: torch.Tensor
 ) -> torch.Tensor:
-    """Codes (B, V, T) on the CPU of images (B, 3, H, W) in [-1, 1]: as they are and, with `flip`, mirrored."""
-    at_once = len(images)
-    if accelerator.device.type == "cpu":
-        at_once = max(1, _CPU_PIXELS // (images.shape[-2] * images.shape[-1]))
-        images = images.contiguous(memory_format=torch.channels_last)
-    variants = []
-    for pixels in (images, images.flip(-1))[: 2 if flip else 1]:
+    """Codes (B, V, T), on the accelerator, of the variants of pixels (B, 3, H, W) uint8, which are of `size_for` them.
+
+    Nothing here waits for an accelerator: it may work on while the next images are fetched.
+    """
+    on_cpu = accelerator.device.type == "cpu"
+    at_once = max(1, _CPU_PIXELS // math.prod(tokenizer.size)) if on_cpu else len(pixels)
+    images = to_unit(pixels.to(accelerator.device)).contiguous(memory_format=torch.channels_last)
+    codes = []
+    for variant in each_variant(images, variants, tokenizer.size):
         with accelerator.autocast():
-            latents = [tokenizer.vae.encode(few.to(accelerator.device)) for few in pixels.split(at_once)]
-        variants.append(tokenizer.quantizer.encode(torch.cat(latents).float()))
-    return torch.stack(variants, dim=1).cpu()
+            latents = [tokenizer.vae.encode(few) for few in variant.split(at_once)]
+        codes.append(tokenizer.quantizer.encode(torch.cat(latents).float()))
+    return torch.stack(codes, dim=1)
 
 
 def _keep_freed_memory() -> None:
@@ -168,46 +184,32 @@ def describe_cache(
     source: ImageSource,
     precision: str,
     shard_size: int,
-    flip: bool,
+    variants: Sequence[str],
     part: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """All that decides which bytes a cache holds: the first half of its manifest."""
-    described = tokenizer.describe()
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "tokenizer": {name: described[name] for name in described if name not in ("fingerprint", "layout", "size")},
-        "layout": tokenizer.layout.to_json(),
-        "codes": str(tokenizer.layout.dtype_on_disk).split(".")[-1],
-        "variants": list(VARIANTS if flip else VARIANTS[:1]),
-        "preprocessing": {
-            "size": list(tokenizer.size),
-            "crop": "center",
-            "resampling": RESAMPLING,
-            "orientation": ORIENTATION,
-            "transparency": TRANSPARENCY,
-            "precision": precision,
-        },
-        "source": {"kind": source.kind, "items": len(source), "fingerprint": source.fingerprint},
-        "num_classes": source.num_classes,
-        "class_names": source.class_names,
-        "shard_size": shard_size,
-        "part": None if part is None else list(part),
+    preprocessing = {
+        "size": list(tokenizer.size),
+        "crop": crop_of(variants, tokenizer.size),
+        "resampling": RESAMPLING,
+        "orientation": ORIENTATION,
+        "transparency": TRANSPARENCY,
+        "precision": precision,
     }
+    return first_half(tokenizer, source, variants, preprocessing, shard_size, part)
 
 
 def _read_remaining(
     writer: CacheWriter, source: ImageSource, size: tuple[int, int], batch_size: int, workers: int
 ) -> Iterator[tuple[int, ImageBatch]]:
-    """What is left to encode, in batches that end where a shard ends: (one past the last item, images)."""
+    """What is left to encode, in batches that end where a shard ends: (one past the last item, images as uint8)."""
     batches = [
         range(start, min(span.stop, start + batch_size))
         for span in writer.remaining()
         for start in range(span.start, span.stop, batch_size)
     ]
     requests = ([(i, i) for i in batch] for batch in batches)
-    loaded = read_batches(ImageDataset(source, size), requests, workers)
+    loaded = read_batches(ImageDataset(source, size), requests, workers, as_pixels=True)
     return zip((batch.stop for batch in batches), loaded, strict=True)
 
 

@@ -11,8 +11,6 @@ Shapes: B images of H × W pixels, T codes each.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,12 @@ from torch import nn
 
 from .durable import write_bytes, write_json
 from .errors import CodaError
+from .fingerprint import MANIFEST, fingerprint_of
 from .hub import fetch, local_path
 from .layout import CodeLayout, SizedCodes
 from .quantizer import ResidualQuantizer
 from .strict_loading import load_strictly, read_json
 from .vae import ContinuousVAE
-
-MANIFEST = "coda_tokenizer.json"
 
 
 class CodaTokenizer(nn.Module):
@@ -192,29 +189,6 @@ class CodaTokenizer(nn.Module):
         """What `.to`, `.half`, `.cuda` … do; the fingerprint is of the weights before."""
         _ = self.fingerprint
         return super()._apply(fn, recurse)
-
-
-def fingerprint_of(vae: ContinuousVAE, quantizer: ResidualQuantizer) -> str:
-    """SHA-256 over all that decides which codes an image has, and which image codes have.
-
-    That is: every weight as float32, with its name and shape; the autoencoder's description; the latents'
-    normalisation and the image range; layout and norm of the quantizer. Settings of the training (β, …) are left out.
-    """
-    config = {
-        "autoencoder": vae.config.architecture,
-        "shift": vae.config.shift,
-        "scale": vae.config.scale,
-        "image_range": vae.config.image_range,
-        "layout": quantizer.layout.to_json(),
-        "norm": quantizer.config.norm,
-    }
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for part in (vae, quantizer):
-        for name, tensor in sorted(part.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            values = tensor.detach().float() if tensor.is_floating_point() else tensor  # as they will be loaded
-            digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _times(size: Sequence[int]) -> str:

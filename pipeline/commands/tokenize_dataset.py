@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..arguments import Count, Device, Natural, Part, TrainingPrecision
+from ..arguments import Count, Device, Natural, Part, TrainingPrecision, UsageError
 
 
 def tokenize_dataset(
@@ -14,6 +14,7 @@ def tokenize_dataset(
     out: Path = Path("runs/cache"),
     size: Count | None = None,
     flip: bool = False,
+    ten_crop: bool = False,
     part: Part | None = None,
     batch_size: Count = 32,
     workers: Natural = 0,
@@ -35,6 +36,7 @@ def tokenize_dataset(
         out: Directory to make.
         size: Pixels each way, to be sure of: any other than the tokenizer's is refused.
         flip: Encode every picture mirrored too.
+        ten_crop: Encode ten crops of every picture instead, as LlamaGen does.
         part: Encode only the first of four parts with 1/4, which are whole files of --shard-size; merge-cache
             joins them.
         batch_size: Pictures at a time.
@@ -51,6 +53,8 @@ def tokenize_dataset(
         coda tokenize-dataset --data "train-{000..255}.tar" --part 2/4 --out runs/cache-2 --workers 8
         torchrun --nproc-per-node 8 --no-python coda tokenize-dataset --data photographs --workers 4
     """
+    if flip and ten_crop:
+        raise UsageError("--flip and --ten-crop exclude each other: half of the ten crops are mirrored already")
     from coda.tokenizer import tokenize_dataset as tokenize
 
     summary = tokenize(
@@ -59,6 +63,7 @@ def tokenize_dataset(
         out=out,
         size=size,
         flip=flip,
+        ten_crop=ten_crop,
         part=part,
         batch_size=batch_size,
         workers=workers,
@@ -69,5 +74,7 @@ def tokenize_dataset(
         overwrite=overwrite,
         strict=strict,
     )
-    left_out = f" ({len(summary.skipped)} broken left out)" if summary.skipped else ""
-    return f"Made a code cache of {summary.images:,} pictures{left_out} in {summary.path}"
+    left_out = len(summary.skipped)
+    items = f"{summary.images + left_out:,} items, {left_out:,} of them broken and left out"
+    speed = f"{summary.images_per_second:,.1f} images/s" if summary.encoded else "all there before"
+    return f"Made a code cache of {summary.images:,} pictures in {summary.path}: {items}; {speed}"

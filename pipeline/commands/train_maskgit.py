@@ -12,6 +12,7 @@ def train_maskgit(
     *,
     cache: Path = Path("runs/cache"),
     out: Path = Path("runs/generator"),
+    tokenizer: str | None = None,
     preset: Literal["pocket", "tiny", "small", "medium", "large"] = "small",
     hidden_size: Count | None = None,
     depth: Count | None = None,
@@ -41,6 +42,8 @@ def train_maskgit(
     Args:
         cache: Code cache that tokenize-dataset made.
         out: Directory to make.
+        tokenizer: Directory of the tokenizer that is to decode the samples: a cache of another one's codes is refused.
+            Where none is given, runs/cache has to be of runs/tokenizer, if that is there.
         preset: Size of the transformer.
         hidden_size: Width, instead of the preset's.
         depth: Number of blocks, instead of the preset's.
@@ -68,9 +71,14 @@ def train_maskgit(
     """
     from coda.generator import train_maskgit as train
 
+    from .model import TOKENIZER
+
+    if tokenizer is None and cache == Path("runs/cache") and Path(TOKENIZER).exists():
+        tokenizer = TOKENIZER
     path = train(
         cache=cache,
         out=out,
+        tokenizer=tokenizer,
         preset=preset,
         hidden_size=hidden_size,
         depth=depth,

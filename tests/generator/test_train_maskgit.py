@@ -48,6 +48,21 @@ def test_it_learns_what_a_class_looks_like_and_samples_it(make_cache, prototypes
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_a_cache_of_another_tokenizer_is_refused_with_both_names(make_cache, tmp_path):
+    tokenizer = tmp_path / "tokenizer"
+    with pytest.raises(CodaError, match="holds no tokenizer"):
+        train_maskgit(make_cache(), tmp_path / "out", tokenizer=tokenizer, **QUICK)
+    tokenizer.mkdir()
+    for other, refused in (("e" * 64, True), ("f" * 64, False)):
+        (tokenizer / "coda_tokenizer.json").write_text(json.dumps({"fingerprint": other}))
+        if refused:
+            with pytest.raises(CodaError, match=f"codes of the tokenizer {'f' * 64}, not of .*, which is {other}"):
+                train_maskgit(tmp_path / "cache", tmp_path / "out", tokenizer=tokenizer, **QUICK)
+            assert not (tmp_path / "out").exists()
+        else:
+            train_maskgit(tmp_path / "cache", tmp_path / "out", tokenizer=tokenizer, **QUICK)
+
+
 def test_the_directory_says_what_it_was_trained_on(make_cache, tmp_path):
     cache = CodeCache(make_cache())
     out = train_maskgit(cache, tmp_path / "out", mask_law="arccos", **QUICK)

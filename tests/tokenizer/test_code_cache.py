@@ -255,6 +255,14 @@ def test_verify_names_what_is_damaged(tmp_path: Path, damage: Any) -> None:
         CodeCache(tmp_path / "cache").verify()
 
 
+def test_verify_finds_an_item_left_out_twice(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "cache") / "manifest.json"
+    found = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(found | {"skipped": found["skipped"] + found["skipped"][:1]}))
+    with pytest.raises(CodaError, match="leaves an item out twice"):
+        CodeCache(tmp_path / "cache").verify()
+
+
 def test_verify_finds_codes_beyond_the_codebook(tmp_path: Path) -> None:
     description = head()
     writer = CacheWriter(tmp_path / "cache", description, torch.zeros(4, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -10,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -66,10 +67,31 @@ def start(work: Callable[[], object], folder: Path, killed_at: int | None = None
         if touched and next(left) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(count)
+    _finish(work, count)
+
+
+def start_on_a_disk_that_fills(work: Callable[[], object], folder: Path, full_at: int) -> int:
+    """As `start`, but alive: from the `full_at`-th file on that is to be written in `folder`, there is no space."""
+    child = os.fork()
+    if child:
+        return child
+    torch.set_num_threads(1)
+    left = iter(range(full_at, -(10**9), -1))
+
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        written = event == "open" and str(folder) in str(arguments[0]) and (arguments[2] or 0) & os.O_CREAT
+        if written and next(left) <= 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(arguments[0]))
+
+    _finish(work, refuse)
+
+
+def _finish(work: Callable[[], object], hook: Callable[[str, tuple[Any, ...]], None]) -> NoReturn:
+    """Do `work` under the hook and end the process, with status 0 or 3."""
+    sys.addaudithook(hook)
     try:
         work()
-    except CodaError as error:
+    except (CodaError, OSError) as error:
         print(error)
         sys.stdout.flush()
         os._exit(3)
@@ -128,6 +150,23 @@ def test_killed_thirty_times_the_run_ends_with_the_same_bytes(tokenize: Work, tm
     cache = CodeCache(tmp_path / "whole")
     cache.verify()
     assert (cache.num_images, len(cache.manifest["skipped"])) == (15, 5)
+
+
+def test_a_disk_that_is_full_at_any_instant_leaves_nothing_corrupt(
+    tokenize: Work, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokenize(tmp_path / "whole")
+    filled = 0
+    for full_at in range(1, 40):
+        out = tmp_path / f"cache-{full_at}"
+        if ended_well({0: start_on_a_disk_that_fills(lambda out=out: tokenize(out), out, full_at)}):
+            break
+        filled += 1
+        assert "No space left on device" in capfd.readouterr().out
+        assert not (out / "manifest.json").exists() and not list(out.glob("*.partial"))
+        tokenize(out)
+        assert content(out) == content(tmp_path / "whole"), full_at
+    assert filled >= 10
 
 
 def test_a_cache_being_replaced_is_at_every_instant_the_old_one_or_a_beginning(

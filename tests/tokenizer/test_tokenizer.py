@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 from coda.tokenizer.errors import CodaError
+from coda.tokenizer.fingerprint import fingerprint_of
 from coda.tokenizer.quantizer import ResidualQuantizer
-from coda.tokenizer.tokenizer import CodaTokenizer, fingerprint_of
+from coda.tokenizer.tokenizer import CodaTokenizer
 from coda.tokenizer.vae import ContinuousVAE
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -1,6 +1,6 @@
 """What lies in a code cache and under which names; README.md beside this file tells the same to people.
 
-Shapes: n images of a shard in V variants (original, mirrored) with T codes each; K codes of C latent channels.
+Shapes: n images of a shard in V variants (original, mirrored, …) with T codes each; K codes of C latent channels.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ MANIFEST = "manifest.json"  # written last: without it a folder is no cache
 PROGRESS = "progress.json"  # what an unfinished run has done
 VALUE_TABLE = "value_table.safetensors"
 VARIANTS = ("original", "mirrored")
+_CROPS = ("top-left", "top-right", "bottom-left", "bottom-right", "center")
+TEN_CROP = (*_CROPS, *(f"{crop} of mirrored" for crop in _CROPS))  # LlamaGen's ten, in its order
 
 _METADATA = "coda"  # the one key of a shard's metadata: several would be written in no fixed order
 _NUMPY_TYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64}
@@ -110,6 +112,11 @@ class Shard:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def samples(self) -> np.ndarray:
+        """Codes of all variants of all images, (n·V, T), the type on disk."""
+        return self.codes.reshape(-1, self.codes.shape[-1])
+
     def key(self, row: int) -> str:
         """Name of the item of a row."""
         return self._keys[self._key_offsets[row] : self._key_offsets[row + 1]].tobytes().decode()
@@ -126,7 +133,8 @@ def _map_array(path: Path, start: int, entry: Mapping[str, Any]) -> np.ndarray:
     shape, dtype = tuple(entry["shape"]), _NUMPY_TYPES[entry["dtype"]]
     if 0 in shape:
         return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", start + entry["data_offsets"][0], shape)
+    # A plain array over the map: numpy's own class of mapped arrays takes longer to index than to read.
+    return np.asarray(np.memmap(path, dtype, "r", start + entry["data_offsets"][0], shape))
 
 
 def shard_spans(items: int, shard_size: int, part: Sequence[int] | None) -> dict[int, range]:
@@ -183,7 +191,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     if not (path / MANIFEST).is_file():
         if (path / PROGRESS).is_file():
-            raise CodaError(f"{path} is an unfinished code cache: give its tokenize-dataset command again to finish it")
+            raise CodaError(f"{path} is an unfinished code cache: give the command that began it again to finish it")
         raise CodaError(f"{path} is no code cache: it has no {MANIFEST}" if path.exists() else f"{path} does not exist")
     manifest = read_json(path / MANIFEST)
     if manifest.get("format") != FORMAT:

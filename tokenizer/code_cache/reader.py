@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from ..durable import sha256_of
 from ..errors import CodaError
 from ..layout import CodeLayout
+from ..progress import progress
 from .format import Shard, read_manifest
 
 
@@ -80,11 +81,11 @@ class CodeCache(Dataset):
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"samples {wanted.min()} to {wanted.max()} of a cache of {len(self)}")
         codes = np.empty((len(wanted), self.layout.num_tokens), dtype=np.int64)
-        numbers = np.searchsorted(self._starts, wanted, side="right") - 1
-        for number in np.unique(numbers):
-            here = np.flatnonzero(numbers == number)
-            rows = self._shard(int(number)).codes.reshape(-1, self.layout.num_tokens)
-            codes[here] = rows[wanted[here] - self._starts[number]]
+        order = np.argsort(wanted)  # samples of the same shard side by side
+        bounds = np.searchsorted(wanted[order], self._starts)
+        for number in np.flatnonzero(np.diff(bounds)):
+            here = order[bounds[number] : bounds[number + 1]]
+            codes[here] = self._shard(int(number)).samples[wanted[here] - self._starts[number]]
         return torch.from_numpy(codes), self.labels[torch.from_numpy(wanted)]
 
     def key(self, i: int) -> str:
@@ -118,23 +119,29 @@ class CodeCache(Dataset):
         table = self.path / self.manifest["value_table"]["file"]
         if not table.is_file() or sha256_of(table) != self.manifest["value_table"]["sha256"]:
             raise CodaError(f"{table} is missing or has the wrong checksum")
-        skipped = [item["index"] for item in self.manifest["skipped"]]
-        for number, described in enumerate(self._described):
-            shard, file = self._shard(number), self.path / described["file"]
-            if sha256_of(file) != described["sha256"]:
-                raise CodaError(f"{file} has the wrong checksum: it was changed or damaged after it was written")
-            if shard.codes.shape != (described["images"], self._variants, self.layout.num_tokens):
-                raise CodaError(f"{file} holds codes of shape {shard.codes.shape}, not those of the manifest")
-            if len(shard) and int(shard.codes.max()) >= self.layout.codebook_size:
-                raise CodaError(
-                    f"{file} holds code {shard.codes.max()}, beyond a codebook of {self.layout.codebook_size}"
-                )
-            if len(shard) and not -1 <= int(shard.labels.min()) <= int(shard.labels.max()) < max(1, self.num_classes):
-                raise CodaError(f"{file} holds labels beyond the {self.num_classes} classes")
-            span = range(described["start"], described["stop"])
-            accounted = sorted([*shard.indices.tolist(), *(index for index in skipped if index in span)])
-            if accounted != list(span):
-                raise CodaError(f"{file}: items {span.start} to {span.stop - 1} are not all there exactly once")
+        skipped = {item["index"] for item in self.manifest["skipped"]}
+        if len(skipped) < len(self.manifest["skipped"]):
+            raise CodaError(f"{self.path} has a damaged manifest: it leaves an item out twice")
+        with progress("Verifying", total=len(self._described), unit="shards") as bar:
+            for number in range(len(self._described)):
+                self._verify_shard(number, skipped)
+                bar.advance()
+
+    def _verify_shard(self, number: int, skipped: Collection[int]) -> None:
+        described = self._described[number]
+        shard, file = self._shard(number), self.path / described["file"]
+        if sha256_of(file) != described["sha256"]:
+            raise CodaError(f"{file} has the wrong checksum: it was changed or damaged after it was written")
+        if shard.codes.shape != (described["images"], self._variants, self.layout.num_tokens):
+            raise CodaError(f"{file} holds codes of shape {shard.codes.shape}, not those of the manifest")
+        if len(shard) and int(shard.codes.max()) >= self.layout.codebook_size:
+            raise CodaError(f"{file} holds code {shard.codes.max()}, beyond a codebook of {self.layout.codebook_size}")
+        if len(shard) and not -1 <= int(shard.labels.min()) <= int(shard.labels.max()) < max(1, self.num_classes):
+            raise CodaError(f"{file} holds labels beyond the {self.num_classes} classes")
+        span = range(described["start"], described["stop"])
+        accounted = sorted([*shard.indices.tolist(), *(index for index in span if index in skipped)])
+        if accounted != list(span):
+            raise CodaError(f"{file}: items {span.start} to {span.stop - 1} are not all there exactly once")
 
     def _shard(self, number: int) -> Shard:
         if number not in self._open:

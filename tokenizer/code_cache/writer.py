@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..durable import save_tensors, sha256_of, write_json
+from ..durable import save_tensors, sha256_of, write_bytes, write_json
 from ..errors import CodaError
 from ..images import Skipped
 from ..layout import CodeLayout
@@ -99,7 +99,9 @@ class CacheWriter:
         self._lock: FolderLock | None = None
         try:
             found = self._processes.from_first(lambda: self._open(value_table, overwrite))
-            self.complete, self._shards, self._skipped = found
+            self.complete, shards, skipped = found
+            mine = shards.keys() & self._own if self._processes.rank else shards  # the first knows of all
+            self._shards, self._skipped = ({n: known[n] for n in mine} for known in (shards, skipped))
             self._lock = self._lock or FolderLock(self.path, shared=True)
             if not self.complete:
                 self._take_up_pending()
@@ -219,7 +221,8 @@ class CacheWriter:
         }
         rank = self._processes.rank
         file = self.path / (PROGRESS if rank == 0 else f"progress-{rank}.json")
-        write_json(file, {"head": self._head, "shards": done})
+        # In one line: of thousands of shards the C encoder makes that in a tenth of the time that a readable one takes.
+        write_bytes(file, json.dumps({"head": self._head, "shards": done}, ensure_ascii=False).encode())
 
     def _open(self, value_table: torch.Tensor, overwrite: bool) -> tuple[bool, dict, dict]:
         """Whether the cache is whole, and its shards with what they left out; in the first process, before all else."""

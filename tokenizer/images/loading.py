@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ..determinism import epoch_order, step_generator
+from ..determinism import EndlessOrder, step_generator
 from ..errors import CodaError
 from .decoding import decode_image
 from .ranges import to_unit
@@ -92,7 +92,12 @@ class ImageDataset(Dataset):
 
 
 def read_batches(
-    dataset: ImageDataset, requests: Iterable[Request], workers: int = 0, strict: bool = False, replace: bool = False
+    dataset: ImageDataset,
+    requests: Iterable[Request],
+    workers: int = 0,
+    strict: bool = False,
+    replace: bool = False,
+    as_pixels: bool = False,
 ) -> Iterator[ImageBatch]:
     """Load one batch per request, in order; a batch may come out smaller than its request, even empty.
 
@@ -102,6 +107,7 @@ def read_batches(
         workers: Processes that load; 0 loads in this one.
         strict: Stop at the first item that cannot be read.
         replace: Put another item, drawn at random, in the place of one that cannot be read.
+        as_pixels: Leave the images uint8 in [0, 255], a quarter of what an accelerator has to be sent otherwise.
 
     Raises:
         CodaError: `strict` and an item cannot be read; or no replacement can be.
@@ -114,7 +120,8 @@ def read_batches(
         if strict and loaded.skipped:
             first = loaded.skipped[0]
             raise CodaError(f"{first.key} in {dataset.source.location} {first.reason}")
-        loaded.images = to_unit(loaded.images)
+        if not as_pixels:
+            loaded.images = to_unit(loaded.images)
         yield loaded
 
 
@@ -200,25 +207,11 @@ def training_batches(
 
     def requests() -> Iterator[Request]:
         for step in range(start_step, steps):
-            draws = range(step * batch_size, (step + 1) * batch_size)
-            yield [(order.item(draw), draw) for draw in draws[rank::count]]
+            draws = range(step * batch_size + rank, (step + 1) * batch_size, count)
+            yield list(zip(order.items(draws).tolist(), draws, strict=True))
 
-    order = _EndlessOrder(len(source), seed)
+    order = EndlessOrder(len(source), seed)
     return read_batches(dataset, requests(), workers, strict, replace=True)
-
-
-class _EndlessOrder:
-    """Which item the n-th image of a training is; keeps the permutation of the newest epoch."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self._length, self._seed, self._epoch = length, seed, -1
-        self._permutation = torch.empty(0, dtype=torch.int64)
-
-    def item(self, draw: int) -> int:
-        epoch, place = divmod(draw, self._length)
-        if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, epoch_order(self._seed, epoch, self._length)
-        return int(self._permutation[place])
 
 
 class _Loader(Dataset):

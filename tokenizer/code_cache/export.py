@@ -1,0 +1,132 @@
+"""A code cache written out for programs that know nothing of coda.
+
+Until all is there, it lies in a hidden folder beside the place where it will be:
+
+.export.partial/
+  progress.json   of which cache, in which format, and which shards are done
+  content/        what is renamed to runs/export at the end
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import closing
+from itertools import accumulate
+from pathlib import Path
+
+from ..durable import publish_directory, sha256_of, write_json
+from ..errors import CodaError
+from ..progress import progress
+from .export_formats import EXPORT_FORMATS
+from .format import MANIFEST, PROGRESS, VALUE_TABLE, Shard, read_json
+from .lock import FolderLock
+from .reader import CodeCache
+
+_README = "README.md"
+_DESCRIPTION = "cache.json"  # the cache's manifest; written last
+
+
+def export_cache(
+    cache: str | Path | CodeCache, out: str | Path = "runs/export", to: str = "npy", overwrite: bool = False
+) -> Path:
+    """Write a code cache in a format that other programs read; interrupted, the same call goes on with the next shard.
+
+    Beside the codes lie `cache.json` (the cache's manifest), the value table, and a README that says how to read it all
+    without coda. Equal caches give equal bytes.
+
+    Args:
+        cache: The cache, or its folder.
+        out: Folder to make. The same export in it is left as it is.
+        to: "npy": what LlamaGen's `extract_codes_c2i.py` writes, `imagenet256_codes/{i}.npy` (1, V, T) int64 and
+            `imagenet256_labels/{i}.npy` (1,) int64 with i counting the images from 0, 256 being the larger side.
+            "webdataset": a tar per shard with `.codes.npy` (V, T), `.cls` and `.json` of each image.
+            "parquet": a table per shard with codes, variant, label, key and index of each sample.
+        overwrite: Replace another export in `out`, or make the same anew; what is no export is never touched.
+
+    Returns:
+        `out`.
+
+    Raises:
+        CodaError: The cache is damaged, there is no such format, `out` holds something else, or another process is
+            exporting there.
+    """
+    if to not in EXPORT_FORMATS:
+        raise CodaError(f"there is no format {to!r} to export to; there are {', '.join(EXPORT_FORMATS)}")
+    cache = cache if isinstance(cache, CodeCache) else CodeCache(cache)
+    out = Path(out)
+    complete = _is_there(out, cache, to, overwrite)
+    final = out.absolute()
+    aside = final.with_name(f".{final.name}.partial")
+    aside.mkdir(parents=True, exist_ok=True)
+    with closing(FolderLock(aside)):
+        if not complete:
+            content = _write_shards(aside, cache, to)
+            (content / _README).write_text(_readme(cache, to), encoding="utf-8")
+            shutil.copyfile(cache.path / VALUE_TABLE, content / VALUE_TABLE)
+            shutil.copyfile(cache.path / MANIFEST, content / _DESCRIPTION)
+            publish_directory(content, final, overwrite)
+        shutil.rmtree(aside)
+    return out
+
+
+def _is_there(out: Path, cache: CodeCache, to: str, overwrite: bool) -> bool:
+    """Whether `out` holds this very export, and is to stay; CodaError where it holds what may not be replaced."""
+    if out.exists() and not out.is_dir():
+        raise CodaError(f"{out} is a file; --out names a folder")
+    found = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
+    if not found:
+        return False
+    if not (out / _DESCRIPTION).is_file():
+        raise CodaError(f"{out} holds something that is no export of a code cache ({found[0]}); choose another --out")
+    if overwrite:
+        return False
+    wanted = {_README: _readme(cache, to).encode(), _DESCRIPTION: (cache.path / MANIFEST).read_bytes()}
+    if any(name not in found or (out / name).read_bytes() != content for name, content in wanted.items()):
+        raise CodaError(f"{out} holds another export; choose another --out or give --overwrite")
+    return True
+
+
+def _write_shards(aside: Path, cache: CodeCache, to: str) -> Path:
+    """Write the shards that no run before has written; returns the folder that now holds all."""
+    content, note = aside / "content", aside / PROGRESS
+    task = {"format": to, "cache": sha256_of(cache.path / MANIFEST)}
+    begun = read_json(note) if note.is_file() else {}
+    done = begun.get("shards", [])
+    if not content.is_dir() or begun != {**task, "shards": done}:
+        note.unlink(missing_ok=True)  # before all else: what is half removed must not be taken for half made
+        shutil.rmtree(content, ignore_errors=True)
+        content.mkdir()
+        done = []
+    shards = cache.manifest["shards"]
+    starts = accumulate((shard["images"] for shard in shards), initial=0)
+    before = sum(shard["images"] for shard in shards if shard["file"] in done)
+    with progress("Exporting", cache.num_images, "images", completed=before) as bar:
+        for described, first in zip(shards, starts, strict=False):
+            if described["file"] not in done:
+                shard = Shard(cache.path / described["file"])
+                EXPORT_FORMATS[to].write(content, shard, first, cache.manifest, bar.advance)
+                done.append(described["file"])
+                write_json(note, {**task, "shards": done})
+    return content
+
+
+def _readme(cache: CodeCache, to: str) -> str:
+    """What the export is and how to read it, for people who do not know coda."""
+    variants = cache.manifest["variants"]
+    reading = EXPORT_FORMATS[to].reading.format(size=max(cache.manifest["preprocessing"]["size"]))
+    return f"""# Codes of {cache.num_images:,} images
+
+{EXPORT_FORMATS[to].what}. Exported by coda.
+
+V = {len(variants)} of each image ({", ".join(variants)}), each in T codes, level by level and row by row:
+{cache.layout}.
+
+```python
+{reading}
+```
+
+- `value_table.safetensors`: `value_table` (K, C) float32, what a code stands for among the VAE's normalised latents
+- `cache.json`: the code cache that this was exported from: tokenizer, layout, preprocessing, source, class names
+
+Only the tokenizer with the fingerprint `{cache.tokenizer_fingerprint}` can decode these codes.
+"""
