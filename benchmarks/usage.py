@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,11 @@ class LevelUsage:
     attainable: float
     perplexity: float
     tokens: int
+
+    @property
+    def bits(self) -> float:
+        """Entropy of the codes' frequencies, bits per code; 0 where nothing was counted."""
+        return math.log2(self.perplexity) if self.tokens else 0.0
 
 
 class CodeUsage:

@@ -7,37 +7,77 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import Count, Seed
+from ..plain_table import plain_table
+
 if TYPE_CHECKING:
     from torch import nn
 
 Facts = Mapping[str, object]
 
 
-def inspect(path: str, *, verify: bool = False) -> str:
+def inspect(
+    path: str,
+    *,
+    verify: bool = False,
+    tokenizer: str | None = None,
+    num: Count = 16,
+    seed: Seed = 0,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> str:
     """Look into a code cache, a tokenizer, a generator, a pipeline or a VAE.
 
-    Models are loaded, so that a damaged file or a missing weight shows.
+    Models are loaded, so that a damaged file or a missing weight shows. Of a cache: usage of the codebook per level,
+    balance of the classes, pictures with the same codes, what was left out and why, and a picture of some samples.
 
     Args:
         path: Directory, file or hub id.
-        verify: Also read every code of a cache and compare its checksums.
+        verify: Also compare the checksums of all codes of a cache.
+        tokenizer: Directory or hub id of the tokenizer that made the cache; runs/tokenizer, if it did, where none is
+            given.
+        num: Samples of the cache in the picture.
+        seed: Of their drawing.
+        out: The picture, a PNG; runs/inspect.png if not given, where there is none yet.
+        overwrite: Replace what is at --out.
 
     Examples:
         coda inspect runs/cache --verify
+        coda inspect runs/cache --tokenizer runs/tokenizer --num 64 --seed 1 --out samples.png
     """
-    from coda.tokenizer.errors import CodaError
-
     kind, look = _what(path)
-    if verify and kind != "code cache":
-        raise CodaError(f"{path} is a {kind}, which is verified by loading it; --verify is for code caches")
-    facts = look(path, verify) if kind == "code cache" else look(path)
-    width = max(map(len, facts))
-    lines = [f"{name.ljust(width)}  {value}" for name, value in facts.items() if value is not None]
+    if look is None:
+        from .inspect_cache import inspect_cache
+
+        lines = inspect_cache(path, verify, tokenizer, num, seed, out, overwrite)
+    else:
+        drawn = {
+            "--tokenizer": tokenizer is not None,
+            "--num": num != 16,
+            "--seed": seed != 0,
+            "--out": out is not None,
+        }
+        _refuse(path, kind, {"--verify": verify, **drawn, "--overwrite": overwrite})
+        lines = plain_table((name, value) for name, value in look(path).items() if value is not None)
     return "\n".join([*lines, f"{path} is a whole {kind}" + (", every code verified" if verify else "")])
 
 
-def _what(path: str) -> tuple[str, Callable[..., Facts]]:
-    """What lies at `path`, and the function that looks into it."""
+def _refuse(path: str, kind: str, given: Mapping[str, bool]) -> None:
+    """Refuse flags that only a code cache has a use for, each with whether it was given.
+
+    Raises:
+        CodaError: One was.
+    """
+    from coda.tokenizer.errors import CodaError
+
+    for flag, is_given in given.items():
+        if is_given:
+            why = "which is verified by loading it" if flag == "--verify" else "of which no picture is made"
+            raise CodaError(f"{path} is a {kind}, {why}; {flag} is for code caches")
+
+
+def _what(path: str) -> tuple[str, Callable[[str], Facts] | None]:
+    """What lies at `path`, and the function that looks into it; None for a code cache, which has a file of its own."""
     from coda.tokenizer.errors import CodaError
 
     folder = Path(path).expanduser()
@@ -47,7 +87,7 @@ def _what(path: str) -> tuple[str, Callable[..., Facts]]:
     if (folder / "coda_tokenizer.json").is_file():
         return "tokenizer", _tokenizer
     if (folder / "manifest.json").is_file():
-        return "code cache", _cache
+        return "code cache", None
     if (folder / "config.json").is_file() and _json(folder / "config.json").get("_class_name") == "MaskGitTransformer":
         return "generator", _generator
     if (folder / "run.json").is_file() and not _json(folder / "run.json").get("complete"):
@@ -64,22 +104,6 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CodaError(f"{path} is no readable JSON: {error}") from error
     return found if isinstance(found, dict) else {}
-
-
-def _cache(path: str, verify: bool) -> Facts:
-    from coda.tokenizer.code_cache import CodeCache
-
-    cache = CodeCache(path)
-    if verify:
-        cache.verify()
-    seen = cache.labels[cache.labels >= 0].unique()
-    return {
-        "pictures": f"{cache.num_images:,}, in {len(cache) // max(cache.num_images, 1)} variants",
-        "left out": f"{len(cache.manifest['skipped']):,} broken",
-        "classes": f"{len(seen)} seen, of {cache.num_classes}",
-        "layout": cache.layout,
-        "tokenizer": cache.tokenizer_fingerprint,
-    }
 
 
 def _tokenizer(path: str) -> Facts:

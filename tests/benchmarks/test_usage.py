@@ -35,6 +35,7 @@ def test_all_codes_equally_often_has_perplexity_k() -> None:
     (level,) = usage.per_level()
     assert (level.usage, level.attainable) == (100, 100)
     assert level.perplexity == pytest.approx(16)
+    assert level.bits == pytest.approx(4)
 
 
 def test_few_tokens_cannot_show_many_codes() -> None:
@@ -45,4 +46,4 @@ def test_few_tokens_cannot_show_many_codes() -> None:
 
 def test_nothing_counted_yet() -> None:
     (level,) = CodeUsage(CodeLayout([2], 4)).per_level()
-    assert (level.usage, level.perplexity, level.tokens) == (0, 0, 0)
+    assert (level.usage, level.perplexity, level.bits, level.tokens) == (0, 0, 0, 0)

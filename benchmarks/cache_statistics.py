@@ -1,0 +1,153 @@
+"""What a code cache holds: usage of the codebook, balance of the classes, images that repeat.
+
+Shapes: N images in V variants, so N·V samples, of T codes each.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from coda.tokenizer.code_cache import CodeCache
+from coda.tokenizer.errors import CodaError
+from coda.tokenizer.progress import progress
+
+from .usage import CodeUsage, LevelUsage
+
+_BLOCK = 4096  # samples whose codes are in memory at a time
+_SHOWN = 3  # pairs of duplicates that are named
+
+
+@dataclass(frozen=True)
+class LabelBalance:
+    """How the labelled images are spread over the classes that were seen.
+
+    Attributes:
+        images: Images that have a label.
+        classes: Classes that have an image.
+        fewest: Images of the rarest of these classes.
+        median: Images of the class in the middle.
+        most: Images of the most frequent class.
+        evenness: Entropy of the labels as a share of log(`classes`), its maximum: 1 where all these classes are
+            equally frequent (so for a single one), towards 0 where nearly all images are of one class.
+    """
+
+    images: int
+    classes: int
+    fewest: int
+    median: float
+    most: int
+    evenness: float
+
+
+@dataclass(frozen=True)
+class CacheStatistics:
+    """What was found in a code cache.
+
+    Attributes:
+        levels: Usage of the codebook per level, over all variants.
+        overall: All levels together.
+        labels: Balance of the classes; None where no image has a label.
+        duplicates: Images whose codes, of the first variant, are those of an earlier image.
+        duplicate_keys: Of the first few of them: its key, and that of the first image with these codes.
+    """
+
+    levels: list[LevelUsage]
+    overall: LevelUsage
+    labels: LabelBalance | None
+    duplicates: int
+    duplicate_keys: list[tuple[str, str]]
+
+
+def cache_statistics(cache: CodeCache) -> CacheStatistics:
+    """Read all codes of a cache once, a block at a time; beside a block there are some 8-byte numbers per sample.
+
+    Raises:
+        CodaError: A code is beyond the codebook, or a shard is damaged.
+    """
+    usage, hashes = _count_and_hash(cache)
+    repeated = repeated_images(cache, hashes)
+    variants = _variants(cache)
+    named = [(cache.key(int(i) * variants), cache.key(int(first) * variants)) for i, first in repeated[:_SHOWN]]
+    balance = label_balance(cache.labels[::variants].numpy())
+    return CacheStatistics(usage.per_level(), usage.overall(), balance, len(repeated), named)
+
+
+def label_balance(labels: np.ndarray) -> LabelBalance | None:
+    """Balance of labels (N,), -1 where there is none; None where there is none at all."""
+    _, counts = np.unique(labels[labels >= 0], return_counts=True)
+    if not len(counts):
+        return None
+    frequencies = counts / counts.sum()
+    entropy = float(-(frequencies * np.log(frequencies)).sum())
+    return LabelBalance(
+        images=int(counts.sum()),
+        classes=len(counts),
+        fewest=int(counts.min()),
+        median=float(np.median(counts)),
+        most=int(counts.max()),
+        evenness=entropy / math.log(len(counts)) if len(counts) > 1 else 1.0,
+    )
+
+
+def repeated_images(cache: CodeCache, hashes: np.ndarray) -> np.ndarray:
+    """The images whose codes, of the first variant, are those of an earlier image.
+
+    Args:
+        cache: The cache.
+        hashes: (N,) int64, equal wherever the codes are. Where codes differ they need not: images that share a hash
+            are compared, so hashes decide how long this takes and never what comes out.
+
+    Returns:
+        (R, 2) int64: such an image, and the first image with the same codes; in the order of the images.
+    """
+    pending, found = np.arange(len(hashes)), [np.empty((0, 2), np.int64)]
+    while True:
+        # The first image of each hash leads; those that are not like their leader are grouped anew among themselves.
+        _, first, group = np.unique(hashes[pending], return_index=True, return_inverse=True)
+        leaders = pending[first][group]
+        followers = pending != leaders
+        if not followers.any():
+            pairs = np.concatenate(found)
+            return pairs[pairs[:, 0].argsort()]
+        pairs = np.stack([pending[followers], leaders[followers]], axis=1)
+        same = _have_same_codes(cache, pairs)
+        found.append(pairs[same])
+        pending = pairs[~same, 0]
+
+
+def _count_and_hash(cache: CodeCache) -> tuple[CodeUsage, np.ndarray]:
+    """Usage over all samples, and a hash of each image's first variant (N,) int64: Σ weight_t · code_t mod 2⁶⁴."""
+    usage, variants = CodeUsage(cache.layout), _variants(cache)
+    weights = np.random.default_rng(0).integers(-(1 << 63), 1 << 63, cache.layout.num_tokens) | 1
+    hashes = np.empty(cache.num_images, np.int64)
+    step = max(1, _BLOCK // variants)
+    with progress("Counting codes", total=cache.num_images, unit="images") as bar:
+        for start in range(0, cache.num_images, step):
+            stop = min(start + step, cache.num_images)
+            codes, _ = cache.batch(torch.arange(start * variants, stop * variants))
+            if int(codes.max()) >= cache.layout.codebook_size:
+                beyond = f"code {int(codes.max())}, beyond a codebook of {cache.layout.codebook_size}"
+                raise CodaError(f"{cache.path} is damaged: it holds {beyond}; coda inspect --verify names the file")
+            usage.update(codes)
+            hashes[start:stop] = codes[::variants].numpy() @ weights
+            bar.advance(stop - start)
+    return usage, hashes
+
+
+def _have_same_codes(cache: CodeCache, pairs: np.ndarray) -> np.ndarray:
+    """Of pairs of images (P, 2), whether the codes of their first variants are equal, (P,) bool."""
+    samples, same = torch.from_numpy(pairs * _variants(cache)), []
+    with progress("Comparing codes", total=len(pairs), unit="pairs") as bar:
+        for block in samples.split(_BLOCK):
+            one, other = (cache.batch(side)[0] for side in block.unbind(1))
+            same.append((one == other).all(dim=1).numpy())
+            bar.advance(len(block))
+    return np.concatenate(same)
+
+
+def _variants(cache: CodeCache) -> int:
+    return len(cache.manifest["variants"])
