@@ -6,6 +6,7 @@ from .generation import generation_metrics
 from .quantizing import quantizer_speed
 from .reconstruction import reconstruction_metrics
 from .report import Figure, Report, Table
+from .scale import tokenizing_scale
 from .speed import speed
 from .tokenizing import tokenizing_speed
 
@@ -21,5 +22,6 @@ __all__ = [
     "quantizer_speed",
     "reconstruction_metrics",
     "speed",
+    "tokenizing_scale",
     "tokenizing_speed",
 ]

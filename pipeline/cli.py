@@ -36,6 +36,8 @@ COMMANDS = {
     "export-onnx": "export_onnx:export_onnx",
     "tokenize-dataset": "tokenize_dataset:tokenize_dataset",
     "merge-cache": "merge_cache:merge_cache",
+    "cache export": "cache:export_cache",
+    "cache import": "cache:import_cache",
     "inspect": "inspect:inspect",
     "train-maskgit": "train_maskgit:train_maskgit",
     "sample": "sample:sample",
@@ -48,8 +50,10 @@ COMMANDS = {
     "benchmark gfid": "benchmark:gfid",
     "benchmark ablation": "benchmark:ablation",
     "benchmark speed": "benchmark:speed",
+    "benchmark scale": "benchmark_scale:scale",
 }
 GROUPS = {
+    "cache": "coda cache exchanges code caches with programs that know nothing of coda.",
     "edit": "coda edit samples part of a photograph's codes anew.",
     "benchmark": "coda benchmark measures what the other commands made: JSON, a Markdown table and plots.",
 }

@@ -21,14 +21,15 @@ def small_tokenizer() -> CodaTokenizer:
 def test_report_of_tokenizing(small_tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path, workers: int) -> None:
     out = tmp_path / "speed"
     report = tokenizing_speed(small_tokenizer, photographs, out, 20, 4, workers, repeats=1, device="cpu")
-    rates = {name: report[f"{name} rate"] or 0 for name in ("decode", "encode", "tokenize-dataset", "plain loop")}
+    names = ("decode", "encode", "tokenize-dataset", "plain loop", "read")
+    rates = {name: report[f"{name} rate"] or 0 for name in names}
     assert all(rate > 0 for rate in rates.values())
     bound = report["rate that the machine would allow"] or 0
     assert 0 < bound < min(rates["decode"], rates["encode"]) * 1.001
     assert report["share of what the machine would allow"] == pytest.approx(100 * rates["tokenize-dataset"] / bound)
     faster = report["times faster than the plain loop"]
     assert faster == pytest.approx(rates["tokenize-dataset"] / rates["plain loop"])
-    assert [row[1] for row in report.tables[0].rows] == [20, 20, 20, 5, 20]
+    assert [row[1] for row in report.tables[0].rows] == [20, 20, 20, 5, 20, 20]
     assert Report.load(out).to_json() == report.to_json()
     assert not [path for path in out.rglob("*") if path.suffix in (".npy", ".safetensors")]  # nothing is left over
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,9 @@ def test_the_whole_chain(
     assert (status, lines) == (0, ["Made a tokenizer in runs/tokenizer"]), err
 
     status, lines, err = said(capsys, "tokenize-dataset", *data)
-    assert (status, lines) == (0, ["Made a code cache of 15 pictures (1 broken left out) in runs/cache"])
+    made = r"Made a code cache of 15 pictures in runs/cache: 16 items, 1 of them broken and left out; [\d.,]+ images/s"
+    assert status == 0 and re.fullmatch(made, "\n".join(lines))
+    assert said(capsys, "tokenize-dataset", *data)[1][0].endswith("; all there before")
     assert "7.png" in err  # by name
     for part in ("1/2", "2/2"):
         status, _, err = said(

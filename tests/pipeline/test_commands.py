@@ -21,12 +21,15 @@ LIBRARY = {
     "train-vae": ("coda.tokenizer", "train_vae"),
     "adapt": ("coda.tokenizer", "adapt"),
     "tokenize-dataset": ("coda.tokenizer", "tokenize_dataset"),
+    "cache export": ("coda.tokenizer", "export_cache"),
+    "cache import": ("coda.tokenizer", "import_npy"),
     "merge-cache": ("coda.tokenizer.code_cache", "merge_caches"),
     "train-maskgit": ("coda.generator", "train_maskgit"),
     "benchmark rfid": ("coda.benchmarks", "reconstruction_metrics"),
     "benchmark gfid": ("coda.benchmarks", "generation_metrics"),
     "benchmark ablation": ("coda.benchmarks", "ablation"),
     "benchmark speed": ("coda.benchmarks", "speed"),
+    "benchmark scale": ("coda.benchmarks", "tokenizing_scale"),
 }
 # Flags whose default differs from the parameter of that name, and why.
 OWN_DEFAULTS = {
