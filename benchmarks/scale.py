@@ -82,7 +82,7 @@ def tokenizing_scale(
         workers: Processes that decode, for each GPU.
         encode_rate: Images per second that one GPU encodes. Assumed.
         data: Photographs on which the next two are measured, where they are not given.
-        decode_rate: Images per second that one loading process decodes out of memory; 200 without photographs, which is
+        decode_rate: Images per second that one loading process decodes out of memory; 150 without photographs, which is
             on the safe side for 500×375 pixels.
         decode_spread: Standard deviation of the logarithm of an image's decoding time; 0.5 without photographs.
         device_spread: The same of whole processes: no two nodes are equally fast. Assumed.

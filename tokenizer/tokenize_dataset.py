@@ -122,11 +122,7 @@ def tokenize_dataset(
     precision = "bfloat16" if accelerator.mixed_precision == "bf16" else str(tokenizer.vae.dtype).split(".")[-1]
     head = describe_cache(tokenizer, source, precision, shard_size, variants, _parse_part(part))
     most_skipped = 0 if strict else max_skipped
-    if processes.rank == 0 and len(source) < _FEWEST_SHARDS * processes.count * shard_size and processes.count > 1:
-        even = max(1, len(source) // (_FEWEST_SHARDS * processes.count))
-        note(
-            f"few shards for {processes.count} processes, so some will wait for others; a shard size of {even:,} is even"
-        )
+    _advise_on_shards(len(source), shard_size, processes)
 
     began = time.monotonic()
     with closing(CacheWriter(out, head, value_table, overwrite, processes)) as writer:
@@ -169,6 +165,15 @@ def _keep_freed_memory() -> None:
     a CPU that is worth a quarter of the encoder's speed. Elsewhere it does nothing.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def _advise_on_shards(items: int, shard_size: int, processes: Processes) -> None:
+    """Say so if processes will wait for others because shards are shared out whole."""
+    largest = max(1, items // (_FEWEST_SHARDS * processes.count))
+    if processes.count > 1 and processes.rank == 0 and shard_size > largest:
+        note(
+            f"few shards for {processes.count} processes: some will wait for others; --shard-size {largest} makes more"
+        )
 
 
 def _sum_up(out: str | Path, encoded: int, seconds: float) -> TokenizeSummary:

@@ -78,7 +78,7 @@ def rfid(
         overwrite=overwrite,
         strict=strict,
     )
-    return _ending(report, out)
+    return ending_of(report, out)
 
 
 def gfid(
@@ -181,7 +181,7 @@ def gfid(
         overwrite=overwrite,
         strict=strict,
     )
-    return _ending(report, out)
+    return ending_of(report, out)
 
 
 def ablation(
@@ -255,7 +255,7 @@ def ablation(
         overwrite=overwrite,
         strict=strict,
     )
-    return _ending(report, out)
+    return ending_of(report, out)
 
 
 def speed(
@@ -349,7 +349,7 @@ def speed(
         device=device,
         overwrite=overwrite,
     )
-    return _ending(report, out)
+    return ending_of(report, out)
 
 
 def _refuse(why: str, flags: Mapping[str, object]) -> None:
@@ -373,7 +373,7 @@ def _speed_of_quantizer(
 
     chosen = PUBLISHED_SHAPES if shapes is None else [shape for shape in QUANTIZER_SHAPES if shape.name in shapes]
     report = quantizer_speed(out, chosen, codebook_sizes or CODEBOOK_SIZES, repeats, seed, device, overwrite)
-    return _ending(report, out)
+    return ending_of(report, out)
 
 
 def _speed_of_tokenizing(
@@ -393,7 +393,7 @@ def _speed_of_tokenizing(
     if tokenizer is None or data is None:
         raise UsageError("--what tokenize needs --tokenizer and --data")
     report = tokenizing_speed(tokenizer, data, out, limit, batch_size, workers, repeats, device, dtype, overwrite)
-    return _ending(report, out)
+    return ending_of(report, out)
 
 
 def _only_of(classes: ClassTable, draw: Sampler) -> Sampler:
@@ -406,6 +406,6 @@ def _only_of(classes: ClassTable, draw: Sampler) -> Sampler:
     return sample
 
 
-def _ending(report: Report, out: Path) -> str:
+def ending_of(report: Report, out: Path) -> str:
     """The report, and as the last line what was made and where."""
     return f"{report.to_markdown()}\nMade the report in {out}: report.md and report.json"

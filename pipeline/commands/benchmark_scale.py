@@ -48,7 +48,7 @@ def scale(
         workers: Processes that decode, for each GPU.
         encode_rate: Pictures per second that one GPU encodes; an assumption until you measure yours.
         data: Photographs on which decoding is measured.
-        decode_rate: Pictures per second that one process decodes; measured on --data if not given, or 200.
+        decode_rate: Pictures per second that one process decodes; measured on --data if not given, or 150.
         decode_spread: Standard deviation of the logarithm of a picture's decoding time; measured likewise, or 0.5.
         device_spread: The same of whole processes, since no two nodes are equally fast.
         image_bytes: Bytes of a photograph's file.
@@ -68,7 +68,7 @@ def scale(
     """
     from coda.benchmarks import tokenizing_scale
 
-    from .benchmark import _ending
+    from .benchmark import ending_of
 
     report = tokenizing_scale(
         out=out,
@@ -94,4 +94,4 @@ def scale(
         seed=seed,
         overwrite=overwrite,
     )
-    return _ending(report, out)
+    return ending_of(report, out)

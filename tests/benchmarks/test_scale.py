@@ -134,7 +134,7 @@ def test_the_manifest_grows_with_the_shards_and_with_what_is_left_out() -> None:
     assert (few.shards, many.shards) == (100, 1000)
     assert 5 < many.bytes / few.bytes < 11
     assert manifest_cost(100_000, 1000, cost, skipped_share=0.01).bytes > 3 * few.bytes
-    assert many.noting_seconds(1) == pytest.approx(500 * many.write_seconds)
+    assert many.noting_seconds(1) == pytest.approx(500 * many.note_seconds)
 
 
 @pytest.mark.parametrize("kind", ["folder", "archive", "table"])

@@ -42,6 +42,6 @@ def test_two_processes_of_torchrun_make_the_cache_of_one(
     assert launched.returncode == 0, launched.stderr
     (line,) = launched.stdout.splitlines()
     assert line.startswith("Made a code cache of 8 pictures in runs/two: 9 items, 1 of them broken and left out; ")
-    assert launched.stderr.count("4.png") == 1
+    assert launched.stderr.count("4.png") == launched.stderr.count("few shards for 2 processes") == 1
     one, two = ({file.name: file.read_bytes() for file in Path(f"runs/{name}").iterdir()} for name in ("one", "two"))
     assert one == two
