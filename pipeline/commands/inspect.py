@@ -86,7 +86,7 @@ def _what(path: str) -> tuple[str, Callable[[str], Facts] | None]:
         return ("pipeline", _pipeline) if kind == "CodaPipeline" else ("continuous VAE", _vae)
     if (folder / "coda_tokenizer.json").is_file():
         return "tokenizer", _tokenizer
-    if (folder / "manifest.json").is_file():
+    if any((folder / name).is_file() for name in ("manifest.json", "progress.json")):  # whole or unfinished
         return "code cache", None
     if (folder / "config.json").is_file() and _json(folder / "config.json").get("_class_name") == "MaskGitTransformer":
         return "generator", _generator

@@ -117,6 +117,12 @@ def test_a_cache_without_labels_says_so(tokenizers: Path, capsys: pytest.Capture
     assert "per class" not in out and Path("runs/inspect.png").is_file()
 
 
+def test_an_unfinished_cache_is_called_one(cache: CodeCache, capsys: pytest.CaptureFixture[str]) -> None:
+    first_half = {key: cache.manifest[key] for key in cache.manifest if key not in ("images", "samples", "shards")}
+    CacheWriter(Path("begun"), first_half, cache.value_table).close()
+    assert "begun is an unfinished code cache: give the command that began it again" in refused(capsys, "begun")
+
+
 def test_an_empty_part_has_no_picture(tokenizers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_cache(Path("cache"), tokenizers, [], part=(1, 1))
     status, out, err = said(capsys, "cache", "--tokenizer", tokenizers / "0", "--verify")
