@@ -131,7 +131,7 @@ class CacheWriter:
         number = (upto - 1) // self._head["shard_size"]
         before = self._so_far(number)
         assert upto - before.upto == len(rows) + len(skipped), "items are out of order"
-        begun = _Begun(number, upto, (*before.rows, rows), (*before.skipped, *skipped))
+        begun = _Begun(number, upto, (*before.rows, rows.on_disk(self._layout)), (*before.skipped, *skipped))
         self._begun[number] = begun
         if upto == self._own[number].stop:
             self._close_shard(begun)
@@ -193,7 +193,7 @@ class CacheWriter:
         return self.path / f"pending-{shard_name(number)}"
 
     def _joined(self, begun: _Begun) -> ShardRows:
-        return ShardRows.joined(begun.rows, *self.shape)
+        return ShardRows.joined(begun.rows, self.shape[0], self._layout)
 
     def _close_shard(self, full: _Begun) -> None:
         """Put a full shard in its place, then note it as done."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from types import TracebackType
 
 from ..images import Skipped
@@ -51,8 +50,7 @@ class WriterThread:
     def _append(self, before: Future[None] | None, rows: ShardRows, skipped: Sequence[Skipped], upto: int) -> None:
         if before is not None:
             before.result()  # after a batch that failed nothing is appended: its error goes from one to the next
-        # Here, not where they are made, so that only this thread waits for an accelerator.
-        self._writer.append(replace(rows, codes=rows.codes.cpu()), skipped, upto)
+        self._writer.append(rows, skipped, upto)
 
     def _save(self, before: Future[None] | None) -> None:
         if before is not None:
