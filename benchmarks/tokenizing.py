@@ -130,30 +130,17 @@ def tokenizing_speed(
         }
         measured = measure_side_by_side([work for _, work in works.values()], place, repeats)
 
-    rows: list[list[Cell]] = []
-    rate: dict[str, float] = {}
-    peak: dict[str, float | None] = {}
-    for (name, (images, _)), found in zip(works.items(), measured, strict=True):
-        rows.append([name, images, found.seconds, found.slowest, found.peak_mib])
-        rate[name], peak[name] = images / found.seconds, found.peak_mib
+    found = {name: (images, cost) for (name, (images, _)), cost in zip(works.items(), measured, strict=True)}
+    rate = {name: images / cost.seconds for name, (images, cost) in found.items()}
     threads = torch.get_num_threads() if place.type == "cpu" else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bound = allowed_rate(rate["decode alone"], rate["encode alone"], workers, threads, cores)
-    above = "of this process, above what was held before"
+    rows: list[list[Cell]] = [
+        [name, images, cost.seconds, cost.slowest, cost.peak_mib] for name, (images, cost) in found.items()
+    ]
     report = Report(
         title="Speed of tokenizing",
-        figures=[
-            Figure("decode rate", rate["decode alone"], "images/s", note="the loader alone"),
-            Figure("encode rate", rate["encode alone"], "images/s", note="VAE and quantizer on ready batches"),
-            Figure("rate that the machine would allow", bound, "images/s", note="from both"),
-            Figure("tokenize-dataset rate", rate["tokenize-dataset"], "images/s", note="decoding to renamed files"),
-            Figure("plain loop rate", rate["plain loop"], "images/s", note="one at a time, float32, a .npy each"),
-            Figure("read rate", rate["read shuffled"], "samples/s", note=f"shuffled, by {_READ_AT_ONCE}, one core"),
-            Figure("share of what the machine would allow", 100 * rate["tokenize-dataset"] / bound, "%"),
-            Figure("times faster than the plain loop", rate["tokenize-dataset"] / rate["plain loop"], "×"),
-            Figure("peak memory, a quarter of the images", peak["tokenize-dataset, a quarter"], "MiB", note=above),
-            Figure("peak memory, all images", peak["tokenize-dataset"], "MiB", note=above),
-        ],
+        figures=_figures(rate, bound, {name: cost.peak_mib for name, (_, cost) in found.items()}),
         tables=[Table("Seconds and memory", ("work", "images", "seconds", "slowest", "peak MiB"), rows)],
         provenance={
             "tokenizer": tokenizer.fingerprint,
@@ -169,6 +156,24 @@ def tokenizing_speed(
     )
     run.finish(report.save)
     return report
+
+
+def _figures(rate: dict[str, float], bound: float, peak: dict[str, float | None]) -> list[Figure]:
+    """The figures of the report, from rates (per second) and peaks of memory (MiB) of each work by its name."""
+    above = "of this process, above what was held before"
+    ours = rate["tokenize-dataset"]
+    return [
+        Figure("decode rate", rate["decode alone"], "images/s", note="the loader alone"),
+        Figure("encode rate", rate["encode alone"], "images/s", note="VAE and quantizer on ready batches"),
+        Figure("rate that the machine would allow", bound, "images/s", note="from both"),
+        Figure("tokenize-dataset rate", ours, "images/s", note="decoding to renamed files"),
+        Figure("plain loop rate", rate["plain loop"], "images/s", note="one at a time, float32, a .npy each"),
+        Figure("read rate", rate["read shuffled"], "samples/s", note=f"shuffled, by {_READ_AT_ONCE}, one core"),
+        Figure("share of what the machine would allow", 100 * ours / bound, "%"),
+        Figure("times faster than the plain loop", ours / rate["plain loop"], "×"),
+        Figure("peak memory, a quarter of the images", peak["tokenize-dataset, a quarter"], "MiB", note=above),
+        Figure("peak memory, all images", peak["tokenize-dataset"], "MiB", note=above),
+    ]
 
 
 def allowed_rate(decode: float, encode: float, workers: int, threads: int, cores: int) -> float:
