@@ -20,11 +20,11 @@ from torch import nn
 
 from .durable import write_bytes, write_json
 from .errors import CodaError
-from .fingerprint import MANIFEST, fingerprint_of
+from .fingerprint import MANIFEST, fingerprint_of, saved_fingerprint
 from .hub import fetch, local_path
 from .layout import CodeLayout, SizedCodes
 from .quantizer import ResidualQuantizer
-from .strict_loading import load_strictly, read_json
+from .strict_loading import load_strictly
 from .vae import ContinuousVAE
 
 
@@ -175,13 +175,11 @@ class CodaTokenizer(nn.Module):
         folder = local_path(path_or_name)
         if folder is None:
             folder = fetch(str(path_or_name), [MANIFEST, "vae/*", "quantizer/*"], **hub)
-        if not (folder / MANIFEST).is_file():
-            raise CodaError(f"{folder} holds no tokenizer: it has no {MANIFEST}")
-        manifest = read_json(folder / MANIFEST)
+        recorded = saved_fingerprint(folder)
         vae = ContinuousVAE.from_pretrained(folder / "vae")
         quantizer = load_strictly(ResidualQuantizer, folder / "quantizer").requires_grad_(False).eval()
         tokenizer = cls(vae, quantizer).eval()
-        if tokenizer.fingerprint != manifest.get("fingerprint"):
+        if tokenizer.fingerprint != recorded:
             raise CodaError(f"{folder}: weights and {MANIFEST} are not of the same tokenizer, or damaged")
         return tokenizer if torch_dtype is None else tokenizer.to(torch_dtype)
 

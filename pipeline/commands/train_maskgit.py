@@ -70,10 +70,11 @@ def train_maskgit(
         coda train-maskgit --cache runs/cache --preset tiny --steps 5000
     """
     from coda.generator import train_maskgit as train
+    from coda.tokenizer.fingerprint import MANIFEST
 
     from .model import TOKENIZER
 
-    if tokenizer is None and cache == Path("runs/cache") and Path(TOKENIZER).exists():
+    if tokenizer is None and cache == Path("runs/cache") and Path(TOKENIZER, MANIFEST).is_file():
         tokenizer = TOKENIZER
     path = train(
         cache=cache,
