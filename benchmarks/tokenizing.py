@@ -113,7 +113,7 @@ def tokenizing_speed(
                 overwrite=True,
             )
 
-        # The last two come when all have been warmed up that they use, so that their memory is their own.
+        # Tokenizing comes when all has been warmed up that it uses, so that its memory is its own.
         works: dict[str, tuple[int, Callable[[], object]]] = {
             "decode alone": (len(source), lambda: _decode_all(source, tokenizer.size, batch_size, workers)),
             "encode alone": (
