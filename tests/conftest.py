@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton reads it when it is first imported
+
+settings.register_profile("coda", deadline=None)  # a busy machine is slow, and that is no failure
+settings.load_profile("coda")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -225,11 +226,13 @@ def test_a_broken_pipe_is_silent() -> None:
 def test_a_signal_ends_a_run_with_one_line(number: signal.Signals, status: int, word: str, tmp_path: Path) -> None:
     fifo = tmp_path / "settings.json"
     os.mkfifo(fifo)  # reading the configuration waits until somebody writes
-    process = subprocess.Popen([*PROGRAM, "sample", "--config", str(fifo)], stderr=subprocess.PIPE, text=True)
+    words = [*PROGRAM, "sample", "--config", str(fifo)]
+    # Tests that a shell runs in the background inherit that SIGINT is ignored; this command is to hear it.
+    heard = functools.partial(signal.signal, number, signal.SIG_DFL)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     with open(fifo, "w"):  # returns when the command has opened the other end
         process.send_signal(number)
-    # The file ends now: a signal that came just before the reading began does not interrupt it, but is heard after it.
-    _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=20)
     assert process.returncode == status
     assert err.count("\n") == 1 and f"coda sample: {word}" in err
 
