@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,44 +134,31 @@ def test_tiles_that_do_not_fit_are_refused(tokenizer: CodaTokenizer, tile: int, 
         tokenizer.enable_tiling(tile, overlap)
 
 
-MEASURE = """
-import sys
-import torch
-from pathlib import Path
+PREPARE = """
 from coda.tokenizer import CodaTokenizer, ResidualQuantizer, load_vae
 from coda.tokenizer.images import decode_image, to_unit
-
-def peak():  # not ru_maxrss, which a process inherits from the one that started it
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 vae = load_vae(sys.argv[1])
 photograph = sorted(Path(sys.argv[2]).rglob("*.*"))[0]
 sides = [1, 2, 3, 4, 6, 9, 13, 18, 24, 32]
 tokenizer = CodaTokenizer(vae, ResidualQuantizer(vae.latent_channels, 4096, sides, attention_dim=32)).eval()
-tokenizer.decode(tokenizer.encode(torch.zeros(1, 3, 64, 64)))  # libraries are loaded and their buffers made
+tokenizer.decode(tokenizer.encode(torch.zeros(1, 3, 64, 64)))
 if sys.argv[3] == "tiled":
     tokenizer.enable_tiling()
 images = torch.nn.functional.interpolate(to_unit(decode_image(photograph.read_bytes(), (256, 256)))[None],
                                          size=(768, 1024), mode="bicubic").clamp(-1, 1)
-base = peak()
+"""
+
+RESTORE = """
 restored = tokenizer.decode(tokenizer.encode(images))
 assert restored.shape == images.shape
-print(peak() - base)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process its memory")
-def test_a_large_photograph_takes_little_memory_and_less_in_tiles(shared_data: Path) -> None:
-    used = {}
-    for how in ("tiled", "whole"):
-        words = [
-            sys.executable,
-            "-c",
-            MEASURE,
-            str(shared_data / "taef2"),
-            str(shared_data / "imagenet-sample-256"),
-            how,
-        ]
-        used[how] = float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+def test_a_large_photograph_takes_little_memory_and_less_in_tiles(
+    shared_data: Path, mebibytes: Callable[..., float]
+) -> None:
+    places = shared_data / "taef2", shared_data / "imagenet-sample-256"
+    used = {how: mebibytes(PREPARE, RESTORE, *places, how) for how in ("tiled", "whole")}
     assert used["tiled"] < 1500
     assert used["tiled"] < used["whole"]
