@@ -117,6 +117,7 @@ Region = Annotated[
 Part = Annotated[str, Parsed(parse_part, "a part like 1/4", "I/N")]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 TrainingPrecision = Literal["auto", "float32", "bfloat16"]
+Extractor = Literal["auto", "inception", "efficientnet_lite0"]
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,10 @@ COMMANDS = {
     "edit vary": "edit:vary",
     "edit change-class": "edit:change_class",
     "reconstruct": "reconstruct:reconstruct",
-    "benchmark rfid": "benchmark:rfid",
-    "benchmark gfid": "benchmark:gfid",
-    "benchmark ablation": "benchmark:ablation",
-    "benchmark speed": "benchmark:speed",
+    "benchmark rfid": "benchmark_rfid:rfid",
+    "benchmark gfid": "benchmark_gfid:gfid",
+    "benchmark ablation": "benchmark_ablation:ablation",
+    "benchmark speed": "benchmark_speed:speed",
     "benchmark scale": "benchmark_scale:scale",
 }
 GROUPS = {

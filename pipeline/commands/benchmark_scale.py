@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..arguments import Count, Fraction, Natural, Positive, Range, Seed, Weight
+from .output import ending_of
 
 
 def scale(
@@ -67,8 +68,6 @@ def scale(
         coda benchmark scale --gpus 4 --encode-rate 800 --workers 12 --bandwidth 500
     """
     from coda.benchmarks import tokenizing_scale
-
-    from .benchmark import ending_of
 
     report = tokenizing_scale(
         out=out,

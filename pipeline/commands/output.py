@@ -1,4 +1,4 @@
-"""Directories that a command makes in one go: whole, or not at all."""
+"""What commands leave: directories made in one go, whole or not at all, and the words they end with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coda.benchmarks.report import Report
 
 
 @contextmanager
@@ -37,3 +41,8 @@ def new_directory(out: Path, overwrite: bool, mark: str) -> Iterator[Path]:
         publish_directory(partial, out.absolute(), overwrite=overwrite)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def ending_of(report: Report, out: Path) -> str:
+    """The report, and as the last line what was made and where."""
+    return f"{report.to_markdown()}\nMade the report in {out}: report.md and report.json"
