@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coda.tokenizer.errors import CodaError
+from coda.tokenizer.progress import progress
 
 from .distances import FeatureSet, Statistics, classifier_score, frechet_distance, kernel_distance, precision_recall
 from .extractors import FeatureExtractor, FigureNames
@@ -12,6 +13,7 @@ from .reference import PictureSet
 from .report import Figure
 
 _TOO_FEW = "the reference brings statistics but too few pictures"
+_TOO_FEW_NEIGHBOURS = "needs more than 3 pictures a side"
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,21 @@ def compare(
     if len(generated) < 2 or (len(real) < 2 and reference.pooled_statistics is None):
         raise CodaError(f"{len(generated)} samples against {len(real)} pictures: two a side are the least")
     own_statistics = reference.pooled_statistics is not None
-    stats = reference.pooled_statistics or Statistics.of(real.pooled)
-    distance = frechet_distance(Statistics.of(generated.pooled), stats)
     against = "against the reference's own statistics" if own_statistics else f"against {len(real)} pictures"
-    figures = [Figure(names.distance, distance, note=against)]
-    figures += _picture_figures(generated, real, names, seed)
-    if generated.logits is not None:
-        score = classifier_score(generated.logits, seed)
-        figures.append(Figure(names.score, score.mean, spread=score.spread, note=score.how))
-    figures += _spatial_figure(generated, real, reference, names.spatial)
+    with progress("Comparing", total=5, unit="figures") as bar:
+        stats = reference.pooled_statistics or Statistics.of(real.pooled)
+        distance = frechet_distance(Statistics.of(generated.pooled), stats)
+        figures = [Figure(names.distance, distance, note=against)]
+        bar.advance()
+        for measured in (_kernel_figure, _neighbour_figures):
+            figures += measured(generated, real, names, seed)
+            bar.advance()
+        if generated.logits is not None:
+            score = classifier_score(generated.logits, seed)
+            figures.append(Figure(names.score, score.mean, spread=score.spread, note=score.how))
+        bar.advance()
+        figures += _spatial_figure(generated, real, reference, names.spatial)
+        bar.advance()
     return Comparison(
         figures=figures,
         self_check=frechet_distance(stats, stats),
@@ -77,16 +85,23 @@ def sample_size_warnings(count: int, dimensions: int, distance: str) -> list[str
     ]
 
 
-def _picture_figures(generated: FeatureSet, real: FeatureSet, names: FigureNames, seed: int) -> list[Figure]:
-    """KID, precision and recall, which need pictures on both sides."""
+def _kernel_figure(generated: FeatureSet, real: FeatureSet, names: FigureNames, seed: int) -> list[Figure]:
     if len(real) < 2:
-        return [Figure(name, None, note=_TOO_FEW) for name in (names.kid, names.precision, names.recall)]
+        return [Figure(names.kid, None, note=_TOO_FEW)]
     kid = kernel_distance(generated.pooled, real.pooled, seed)
-    figures = [Figure(names.kid, kid.mean, spread=kid.spread, note=kid.how)]
-    shares = precision_recall(generated.pooled, real.pooled)
-    note = f"k = 3, {len(generated)} samples, {len(real)} pictures" if shares else "needs more than 3 pictures a side"
-    precision, recall = shares or (None, None)
-    return [*figures, Figure(names.precision, precision, note=note), Figure(names.recall, recall, note=note)]
+    return [Figure(names.kid, kid.mean, spread=kid.spread, note=kid.how)]
+
+
+def _neighbour_figures(generated: FeatureSet, real: FeatureSet, names: FigureNames, seed: int) -> list[Figure]:
+    """Precision and recall, which need some pictures on both sides."""
+    shares = precision_recall(generated.pooled, real.pooled, seed) if len(real) >= 2 else None
+    if shares is None:
+        why = _TOO_FEW if len(real) < 2 else _TOO_FEW_NEIGHBOURS
+        return [Figure(name, None, note=why) for name in (names.precision, names.recall)]
+    return [
+        Figure(names.precision, shares.precision, note=shares.how),
+        Figure(names.recall, shares.recall, note=shares.how),
+    ]
 
 
 def _spatial_figure(generated: FeatureSet, real: FeatureSet, reference: PictureSet, name: str) -> list[Figure]:

@@ -5,28 +5,37 @@ Everywhere the first set is what was generated, the second the reference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+
+from coda.tokenizer.determinism import epoch_order
 
 from .extractors import Features
 
 _KID_SUBSETS, _KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's own choice
 _NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, k = 3
 _SCORE_SPLITS = 10
-_ALL_AT_ONCE = 10_000  # rows of a distance matrix that may be held whole
+_ROWS_AT_ONCE = 4096  # of features in float64
+_DISTANCES_AT_ONCE = 1 << 24  # float32, 64 MiB; torch-fidelity holds them four times over
+_NEIGHBOURHOOD_PICTURES = 50_000  # a side, of which precision and recall are taken, as by Kynkäänniemi et al.
 
 
 @dataclass
 class FeatureSet:
-    """Features of N pictures, gathered batch by batch."""
+    """Features of N pictures, gathered batch by batch.
 
+    Attributes:
+        with_logits: Whether the classifier's output is kept too; only the Inception score needs it.
+    """
+
+    with_logits: bool = False
     batches: list[Features] = field(default_factory=list)
 
     def append(self, features: Features) -> None:
         """Add the features of one batch."""
-        self.batches.append(features)
+        self.batches.append(features if self.with_logits else replace(features, logits=None))
 
     def __len__(self) -> int:
         return sum(len(batch.pooled) for batch in self.batches)
@@ -58,11 +67,13 @@ class Statistics:
 
     @classmethod
     def of(cls, features: torch.Tensor) -> Statistics:
-        """Statistics of features (N, D), N ≥ 2."""
-        from torch_fidelity.metric_fid import fid_features_to_statistics
-
-        found = fid_features_to_statistics(features.double())
-        return cls(found["mu"], np.atleast_2d(found["sigma"]))
+        """Statistics of features (N, D), N ≥ 2: torch-fidelity's, without its float64 copies of all features."""
+        mu = features.mean(dim=0, dtype=torch.float64)
+        sigma = torch.zeros(len(mu), len(mu), dtype=torch.float64)
+        for rows in features.split(_ROWS_AT_ONCE):
+            centred = rows.double() - mu
+            sigma += centred.T @ centred
+        return cls(mu.numpy(), (sigma / (len(features) - 1)).numpy())
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,15 @@ class Estimate:
 
     mean: float
     spread: float | None
+    how: str
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Both shares, in [0, 1], and of how many pictures they were taken."""
+
+    precision: float
+    recall: float
     how: str
 
 
@@ -103,19 +123,22 @@ def kernel_distance(generated: torch.Tensor, reference: torch.Tensor, seed: int)
     return Estimate(found[KEY_METRIC_KID_MEAN], spread, f"{subsets} subset{'s' * (subsets > 1)} of {size}")
 
 
-def precision_recall(generated: torch.Tensor, reference: torch.Tensor) -> tuple[float, float] | None:
+def precision_recall(generated: torch.Tensor, reference: torch.Tensor, seed: int) -> PrecisionRecall | None:
     """Share of generated pictures near a reference picture, and the reverse; None where a set is too small for k = 3.
 
-    Improved precision and recall (Kynkäänniemi et al. 2019), radius of a picture: its third nearest neighbour.
+    Improved precision and recall (Kynkäänniemi et al. 2019), radius of a picture: its third nearest neighbour. The work
+    grows with the square of the pictures: of more than 50,000 a side, that many are drawn.
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+    generated, reference = (_at_most(_NEIGHBOURHOOD_PICTURES, features, seed) for features in (generated, reference))
     if min(len(generated), len(reference)) <= _NEIGHBOURS:
         return None
-    in_parts = max(len(generated), len(reference)) > _ALL_AT_ONCE
-    options = {"prc_neighborhood": _NEIGHBOURS, "save_cpu_ram": in_parts, "verbose": False}
+    rows = max(1, _DISTANCES_AT_ONCE // max(len(generated), len(reference)))
+    options = {"prc_neighborhood": _NEIGHBOURS, "prc_batch_size": rows, "save_cpu_ram": True, "verbose": False}
     found = prc_features_to_metric(generated, reference, **options)
-    return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
+    how = f"k = {_NEIGHBOURS}, {len(generated)} samples, {len(reference)} pictures"
+    return PrecisionRecall(found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL], how)
 
 
 def classifier_score(logits: torch.Tensor, seed: int) -> Estimate:
@@ -126,3 +149,8 @@ def classifier_score(logits: torch.Tensor, seed: int) -> Estimate:
     found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed % 2**32)
     spread = found[KEY_METRIC_ISC_STD] if splits > 1 else None
     return Estimate(found[KEY_METRIC_ISC_MEAN], spread, f"{splits} split{'s' * (splits > 1)} of {len(logits)}")
+
+
+def _at_most(count: int, features: torch.Tensor, seed: int) -> torch.Tensor:
+    """The features (N, D), or `count` of them where there are more, drawn by `seed`."""
+    return features if len(features) <= count else features[epoch_order(seed, 0, len(features))[:count]]

@@ -96,7 +96,7 @@ def generation_metrics(
         labels = choose_classes(wanted, STANDARD_COUNT if num_images is None else num_images, balance, seed)
         pictures = SampleStore(store, labels, range(seed, seed + len(labels)), balance)
         pictures.fill(samples, batch_size)
-    generated = look_at(pictures, network, batch_size, "Looking at samples")
+    generated = look_at(pictures, network, batch_size, "Looking at samples", with_logits=True)
     if size is None:
         references.crop_to(generated.size)
     real = look_at(references, network, batch_size, "Looking at the reference")

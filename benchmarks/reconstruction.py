@@ -158,8 +158,12 @@ def _report(
     extractor: FeatureExtractor,
     measurement: dict[str, Any],
 ) -> Report:
-    stats, seed = Statistics.of(originals.pooled), measurement["seed"]
-    figures = [f for prefix, way in ways.items() for f in way.figures(prefix, extractor, originals, stats, seed)]
+    figures, seed = [], measurement["seed"]
+    with progress("Comparing", total=len(ways), unit="models") as bar:
+        stats = Statistics.of(originals.pooled)
+        for prefix, way in ways.items():
+            figures += way.figures(prefix, extractor, originals, stats, seed)
+            bar.advance()
     return Report(
         title="Reconstruction",
         figures=figures + (_usage_figures(usage) if usage else []),

@@ -193,13 +193,22 @@ class Seen:
     size: tuple[int, int] | None
 
 
-def look_at(pictures: PictureSet, extractor: FeatureExtractor, batch_size: int, title: str) -> Seen:
+def look_at(
+    pictures: PictureSet, extractor: FeatureExtractor, batch_size: int, title: str, with_logits: bool = False
+) -> Seen:
     """Run all pictures of a set through the extractor.
+
+    Args:
+        pictures: The set.
+        extractor: What sees them.
+        batch_size: Pictures at a time.
+        title: Of the progress.
+        with_logits: Whether the classifier's output is kept, for the Inception score.
 
     Raises:
         CodaError: They are not of one size.
     """
-    features, labels = FeatureSet(), []
+    features, labels = FeatureSet(with_logits), []
     size: tuple[int, int] | None = None
     with progress(title, total=len(pictures), unit="images") as bar:
         for images, batch_labels in pictures.batches(batch_size):

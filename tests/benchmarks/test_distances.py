@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
+from coda.benchmarks import distances
 from coda.benchmarks.distances import (
     FeatureSet,
     Statistics,
@@ -38,6 +41,16 @@ def test_statistics_of_mixed_precision_can_be_compared() -> None:
     assert frechet_distance(ours, theirs) == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize(("count", "dimensions"), [(2, 3), (50, 1), (9_000, 40)])
+def test_statistics_are_those_of_torch_fidelity(count: int, dimensions: int) -> None:
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    features = torch.randn(count, dimensions).relu() * 3 + 1
+    ours, theirs = Statistics.of(features), fid_features_to_statistics(features.double())
+    np.testing.assert_allclose(ours.mu, theirs["mu"], rtol=1e-12)
+    np.testing.assert_allclose(ours.sigma, np.atleast_2d(theirs["sigma"]), rtol=1e-9, atol=1e-12)
+
+
 def test_kernel_distance_tells_sets_apart() -> None:
     features = torch.randn(300, 8)
     same = kernel_distance(features[:150], features[150:], seed=0)
@@ -62,15 +75,41 @@ def test_kernel_distance_repeats_for_a_seed() -> None:
 def test_precision_is_about_samples_and_recall_about_the_reference() -> None:
     """Samples from one of the reference's two clusters: precise, and half of the reference is out of reach."""
     left, right = torch.randn(100, 2), torch.randn(100, 2) + 100
-    found = precision_recall(torch.randn(100, 2), torch.cat([left, right]))
+    found = precision_recall(torch.randn(100, 2), torch.cat([left, right]), seed=0)
     assert found is not None
-    precision, recall = found
-    assert precision > 0.9
-    assert 0.3 < recall <= 0.5
+    assert found.precision > 0.9
+    assert 0.3 < found.recall <= 0.5
+    assert found.how == "k = 3, 100 samples, 200 pictures"
+
+
+def test_parts_of_a_distance_matrix_change_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    generated, reference = torch.randn(70, 4), torch.randn(90, 4) + 0.5
+    whole = precision_recall(generated, reference, seed=0)
+    monkeypatch.setattr(distances, "_DISTANCES_AT_ONCE", 500)
+    assert precision_recall(generated, reference, seed=0) == whole
+
+
+def test_of_very_many_pictures_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distances, "_NEIGHBOURHOOD_PICTURES", 60)
+    generated, reference = torch.randn(40, 4), torch.randn(500, 4)
+    found = precision_recall(generated, reference, seed=1)
+    assert found is not None and found.how == "k = 3, 40 samples, 60 pictures"
+    assert found == precision_recall(generated, reference, seed=1)
+    assert found != precision_recall(generated, reference, seed=2)
+
+
+def test_precision_holds_a_part_of_the_distances(mebibytes: Callable[..., float]) -> None:
+    """12,000 pictures: 550 MiB for all their distances, of which torch-fidelity would hold several copies."""
+    prepare = """
+from coda.benchmarks.distances import precision_recall
+precision_recall(torch.randn(10, 8), torch.randn(10, 8), 0)
+generated, reference = torch.randn(100, 8), torch.randn(12_000, 8)
+"""
+    assert mebibytes(prepare, "precision_recall(generated, reference, 0)") < 400
 
 
 def test_too_few_pictures_for_precision() -> None:
-    assert precision_recall(torch.randn(3, 2), torch.randn(50, 2)) is None
+    assert precision_recall(torch.randn(3, 2), torch.randn(50, 2), seed=0) is None
 
 
 def test_classifier_score_of_sure_and_varied_logits_is_the_number_of_classes() -> None:
@@ -82,10 +121,17 @@ def test_classifier_score_of_sure_and_varied_logits_is_the_number_of_classes() -
 
 def test_a_set_keeps_what_it_was_given() -> None:
     parts = [torch.randn(n, 6) for n in (3, 1, 4)]
-    gathered = FeatureSet()
+    gathered = FeatureSet(with_logits=True)
     for part in parts:
         gathered.append(Features(part, logits=part[:, :2]))
     assert len(gathered) == 8
     assert torch.equal(gathered.pooled, torch.cat(parts))
     assert gathered.logits is not None and gathered.logits.shape == (8, 2)
     assert gathered.spatial is None
+
+
+def test_a_set_without_logits_keeps_the_rest() -> None:
+    gathered = FeatureSet()
+    gathered.append(Features(torch.ones(2, 3), torch.ones(2, 5), torch.ones(2, 7)))
+    assert gathered.logits is None
+    assert gathered.spatial is not None and torch.equal(gathered.pooled, torch.ones(2, 3))
