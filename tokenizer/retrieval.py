@@ -21,8 +21,13 @@ receive g at the code alone. For the entropies, with upstream gradients γ_s and
 of which only Σ_j π_j w_j is new: one more pass over the tiles.
 
 **Tiles.** One of about 1,024 tokens × 512 codes stays in a core's cache. Two details make them fast on a CPU: `exp` is
-ten times slower where it underflows, and at τ = 0.01 nearly all of it would, hence the clamp; `amax` is ten times
-faster than `argmax`, so the code is searched in the winning tile alone.
+ten times slower where it underflows, hence the clamp; `amax` is ten times faster than `argmax`, so the code is searched
+in the winning tile alone.
+
+**Near pairs.** At τ = 0.01 all but about one pair of token and code in a thousand has a π that is nothing next to
+rounding. Where they are few, those that count are found once, in the tiles whose maximum is near the token's, and kept:
+the entropies and their gradients then cost next to nothing. Where they are many (a larger τ, smaller logits), π goes
+over all tiles as p does.
 
 **Backends.** These tiles run anywhere; on CUDA, where Triton is, `fused_retrieval` does the same in kernels. The
 environment variable CODA_RETRIEVAL names one, or "auto".
@@ -30,6 +35,7 @@ environment variable CODA_RETRIEVAL names one, or "auto".
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -40,7 +46,8 @@ import torch.nn.functional as F
 
 from .errors import CodaError
 
-_FLOOR = -80.0  # e^-80 is 2e-35: nothing to a sum of probabilities, and still a normal float32
+_FEW = 128  # up to one pair of token and code in so many is kept by itself: 20 bytes each, until the backward pass
+_PAIRS_AT_ONCE = 8192  # of them in the backward pass
 _EPSILON = 1e-5  # inside the logarithm of the batch entropy, as published
 
 _FUSED_WIDTH = 128  # widths beyond that would not stay in the registers of the fused kernels
@@ -129,30 +136,35 @@ def _best_codes(
 
         return fused_best_codes(queries, keys)
     tokens, width = tile or _default_tile(queries)
+    codes, tops = _search(queries, keys, (tokens, width))
+    return codes, tops.amax(dim=0)
+
+
+@_best_codes.register_fake
+def _(queries: torch.Tensor, keys: torch.Tensor, tile: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return queries.new_empty(len(queries), dtype=torch.int64), queries.new_empty(len(queries))
+
+
+def _search(queries: torch.Tensor, keys: torch.Tensor, tile: Tile) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index (N,) of each token's largest logit, and the largest logit in every tile of codes, (tiles, N)."""
+    tokens, width = tile
     codes = queries.new_empty(len(queries), dtype=torch.int64)
-    peaks = queries.new_empty(len(queries))
     tiles = list(_blocks(len(keys), width))
+    tops = queries.new_empty(len(tiles), len(queries))
     space = queries.new_empty(min(tokens, len(queries)) * width)  # one tile, whose memory is not fetched anew each time
     for rows in _blocks(len(queries), tokens):
         count = rows.stop - rows.start
-        tops = queries.new_empty(len(tiles), count)  # the largest logit of each tile
-        for columns, top in zip(tiles, tops, strict=True):
+        for columns, top in zip(tiles, tops[:, rows], strict=True):
             logits = space[: count * (columns.stop - columns.start)].view(count, -1)
             torch.amax(torch.mm(queries[rows], keys[columns].T, out=logits), dim=1, out=top)
-        winner = tops.argmax(dim=0)
-        peaks[rows] = tops.amax(dim=0)
+        winner = tops[:, rows].argmax(dim=0)
         order = winner.argsort()  # tokens of the same winning tile side by side
         groups = queries[rows][order].split(winner.bincount().tolist())
         places = [
             (group @ keys[tile].T).argmax(dim=1) for group, tile in zip(groups, tiles, strict=False) if len(group)
         ]
         codes[rows][order] = winner[order] * width + torch.cat(places)
-    return codes, peaks
-
-
-@_best_codes.register_fake
-def _(queries: torch.Tensor, keys: torch.Tensor, tile: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
-    return queries.new_empty(len(queries), dtype=torch.int64), queries.new_empty(len(queries))
+    return codes, tops
 
 
 class _Retrieve(torch.autograd.Function):
@@ -162,29 +174,37 @@ class _Retrieve(torch.autograd.Function):
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, temperature: float, tile: Tile
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        codes, peaks = best_codes(q, k, tile)
-        peak = peaks[:, None]
+        codes, tops = _search(q, k, tile)
+        peak = tops.amax(dim=0)[:, None]
         v1 = F.pad(v, (0, 1), value=1.0)  # a column of ones: the sum of the weights comes with the weighted sum
         soft1 = q.new_zeros(len(q), v1.shape[1])  # Σ_j e^s_j (v_j, 1)
+        for rows, columns in _tiles(q, k, tile):
+            soft1[rows].addmm_(_weights(q[rows], k[columns], peak[rows]), v1[columns])
+
         norm = q.new_zeros(len(q))  # Σ_j e^x_j with x = s/τ
         moment = q.new_zeros(len(q))  # Σ_j e^x_j x_j
         mean = q.new_zeros(len(k))  # π̄
-        for rows in _blocks(len(q), tile[0]):
-            for columns in _blocks(len(k), tile[1]):
-                s = torch.addmm(peak[rows], q[rows], k[columns].T, beta=-1)
-                x = (s / temperature).clamp_(min=_FLOOR)
-                soft1[rows].addmm_(s.clamp_(min=_FLOOR).exp_(), v1[columns])
+        near = _near(q, k, tops, temperature, tile)
+        if near is not None:
+            e = near.x.exp()
+            norm.index_add_(0, near.tokens, e)
+            moment.index_add_(0, near.tokens, e * near.x)
+            mean.index_add_(0, near.codes, e / norm[near.tokens])
+        else:
+            for rows, columns in _tiles(q, k, tile):
+                x = _clamped_scores(q[rows], k[columns], peak[rows], temperature)
                 e = x.exp()
                 norm[rows] += e.sum(dim=1)
                 moment[rows] += e.mul_(x).sum(dim=1)
-            for columns in _blocks(len(k), tile[1]):
-                e = _cold_weights(q[rows], k[columns], peak[rows], temperature)
+            for rows, columns in _tiles(q, k, tile):
+                e = _clamped_scores(q[rows], k[columns], peak[rows], temperature).exp_()
                 mean[columns].addmv_(e.T, 1 / norm[rows])
+        norm.masked_fill_(norm == 0, 1)  # a τ so small that what rounds the largest logit is more than the floor
         mean /= len(q)
         entropy = norm.log() - moment / norm  # (N,) H(π_t)
         batch_entropy = -(mean * (mean + _EPSILON).log()).sum()
 
-        ctx.save_for_backward(q, k, v1, codes, peak, soft1, norm, entropy, mean)
+        ctx.save_for_backward(q, k, v1, codes, peak, soft1, norm, entropy, mean, *(near or ()))
         ctx.temperature, ctx.tile = temperature, tile
         ctx.mark_non_differentiable(codes)
         return codes, F.embedding(codes, v), entropy.mean(), batch_entropy
@@ -193,41 +213,103 @@ class _Retrieve(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, _: None, g: torch.Tensor, g_sample: torch.Tensor, g_batch: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
-        q, k, v1, codes, peak, soft1, norm, entropy, mean = ctx.saved_tensors
-        (tokens, width), tau = ctx.tile, ctx.temperature
+        q, k, v1, codes, peak, soft1, norm, entropy, mean, *near = ctx.saved_tensors
+        tile, tau = ctx.tile, ctx.temperature
         gq, gk = torch.zeros_like(q), torch.zeros_like(k)
         gv = torch.zeros_like(v1[:, :-1]).index_add_(0, codes, g)
 
         total = soft1[:, -1:]
         inner = (g * soft1[:, :-1]).sum(dim=1, keepdim=True) / total  # ⟨g, soft⟩
         g1 = torch.cat([g, -inner], dim=1) / total  # (N, C+1), so that p ⊙ (a − ⟨g, soft⟩) = e^s ⊙ (g1 · v1)
-        w = -(mean + _EPSILON).log() - mean / (mean + _EPSILON)
-        w1 = torch.stack([g_batch * w, torch.ones_like(w)])  # (2, K)
-        scale = 1 / (len(q) * tau * norm[:, None])
+        for rows, columns in _tiles(q, k, tile):
+            ds = _weights(q[rows], k[columns], peak[rows]).mul_(g1[rows] @ v1[columns].T)
+            gq[rows].addmm_(ds, k[columns])
+            gk[columns].addmm_(ds.T, q[rows])
 
-        for rows in _blocks(len(q), tokens):
-            expected = q.new_zeros(rows.stop - rows.start)  # Σ_j π_j w_j
-            for columns in _blocks(len(k), width):
-                e = _cold_weights(q[rows], k[columns], peak[rows], tau)
-                expected.addmv_(e, w[columns])
-            expected /= norm[rows]
-            # log π = x − log norm: the part of c − Σ_j π_j c_j that is the token's own
-            own = g_sample * (norm[rows].log() - entropy[rows]) - g_batch * expected
-            own1 = torch.stack([torch.ones_like(own), own], dim=1)  # (n, 2)
-            for columns in _blocks(len(k), width):
-                s = torch.addmm(peak[rows], q[rows], k[columns].T, beta=-1)
-                x = (s / tau).clamp_(min=_FLOOR)
-                ds = s.clamp_(min=_FLOOR).exp_().mul_(g1[rows] @ v1[columns].T)
-                e = x.exp().mul_(scale[rows])
-                ds.addcmul_(e, (own1 @ w1[:, columns]).sub_(x.mul_(g_sample)))
-                gq[rows].addmm_(ds, k[columns])
-                gk[columns].addmm_(ds.T, q[rows])
+        w = -(mean + _EPSILON).log() - mean / (mean + _EPSILON)
+        expected = torch.zeros_like(norm)  # Σ_j π_j w_j
+        scale = 1 / (len(q) * tau * norm)
+        own = g_sample * (norm.log() - entropy)  # log π = x − log norm: the part of c − Σ_j π_j c_j that is the token's
+        if near:
+            tokens, columns, x = near
+            e = x.exp()
+            expected.index_add_(0, tokens, e * w[columns]).div_(norm)
+            own -= g_batch * expected
+            ds = e * scale[tokens] * (own[tokens] + g_batch * w[columns] - g_sample * x)
+            for part in _blocks(len(ds), _PAIRS_AT_ONCE):
+                gq.index_add_(0, tokens[part], ds[part, None] * k[columns[part]])
+                gk.index_add_(0, columns[part], ds[part, None] * q[tokens[part]])
+            return gq, gk, gv, None, None
+        for rows, columns in _tiles(q, k, tile):
+            e = _clamped_scores(q[rows], k[columns], peak[rows], tau).exp_()
+            expected[rows].addmv_(e, w[columns])
+        own -= g_batch * expected.div_(norm)
+        own1 = torch.stack([torch.ones_like(own), own], dim=1)  # (N, 2)
+        w1 = torch.stack([g_batch * w, torch.ones_like(w)])  # (2, K)
+        for rows, columns in _tiles(q, k, tile):
+            x = _clamped_scores(q[rows], k[columns], peak[rows], tau)
+            ds = x.exp().mul_(scale[rows, None]).mul_((own1[rows] @ w1[:, columns]).sub_(x.mul_(g_sample)))
+            gq[rows].addmm_(ds, k[columns])
+            gk[columns].addmm_(ds.T, q[rows])
         return gq, gk, gv, None, None
 
 
-def _cold_weights(q: torch.Tensor, k: torch.Tensor, peak: torch.Tensor, temperature: float) -> torch.Tensor:
-    """One tile of e^x with x = (s − max s) / τ."""
-    return torch.addmm(peak, q, k.T, beta=-1).div_(temperature).clamp_(min=_FLOOR).exp_()
+def _weights(q: torch.Tensor, k: torch.Tensor, peak: torch.Tensor) -> torch.Tensor:
+    """One tile of e^(s − max s)."""
+    return (q @ k.T).sub_(peak).clamp_(min=_floor(k)).exp_()
+
+
+def _scores(q: torch.Tensor, k: torch.Tensor, peak: torch.Tensor, temperature: float) -> torch.Tensor:
+    """One tile of x = (s − max s) / τ.
+
+    The product starts from −max s: what it rounds is then as small as what remains, which 1/τ makes large.
+    """
+    return torch.addmm(peak, q, k.T, beta=-1).div_(temperature)
+
+
+def _clamped_scores(q: torch.Tensor, k: torch.Tensor, peak: torch.Tensor, temperature: float) -> torch.Tensor:
+    """`_scores` with what does not count raised to the floor, where `exp` is fast."""
+    return _scores(q, k, peak, temperature).clamp_(min=_floor(k))
+
+
+def _floor(k: torch.Tensor) -> float:
+    """The least logit below the largest that counts.
+
+    All codes together that lie beneath it would add less to a sum than rounding does, even where 1/τ and the logit
+    itself multiply them: hence e^-10.
+    """
+    return math.log(torch.finfo(k.dtype).eps / len(k)) - 10
+
+
+class _Near(NamedTuple):
+    """The pairs of tokens and codes that count at a low temperature: those with x above the floor."""
+
+    tokens: torch.Tensor
+    codes: torch.Tensor
+    x: torch.Tensor
+
+
+def _near(q: torch.Tensor, k: torch.Tensor, tops: torch.Tensor, temperature: float, tile: Tile) -> _Near | None:
+    """All near pairs, where they are few; None where they are more than a `_FEW`-th of all pairs."""
+    peak, floor = tops.amax(dim=0)[:, None], _floor(k)
+    close = tops > peak.T + floor * temperature  # (tiles, N): the tiles in which a token can have near codes
+    found, left = [], len(q) * len(k) // _FEW
+    for columns, rows in zip(_blocks(len(k), tile[1]), close, strict=True):
+        for tokens in rows.nonzero()[:, 0].split(tile[0]):
+            x = _scores(q[tokens], k[columns], peak[tokens], temperature)
+            token, code = (x > floor).nonzero().T
+            found.append(_Near(tokens[token], code + columns.start, x[token, code]))
+            left -= len(token)
+            if left < 0:
+                return None
+    return _Near(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _tiles(q: torch.Tensor, k: torch.Tensor, tile: Tile) -> Iterator[tuple[slice, slice]]:
+    """Tokens and codes of all tiles."""
+    for rows in _blocks(len(q), tile[0]):
+        for columns in _blocks(len(k), tile[1]):
+            yield rows, columns
 
 
 def _blocks(length: int, size: int) -> Iterator[slice]:

@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coda.tokenizer import ResidualQuantizer
+from coda.tokenizer import ResidualQuantizer, retrieval
 from coda.tokenizer.errors import CodaError
 from coda.tokenizer.retrieval import best_codes, retrieval_backend, retrieve
+
+ALWAYS, NEVER = 1, 10**9  # whether near pairs count as few
 
 
 def dense(q, k, v, temperature):
@@ -62,16 +64,32 @@ def assert_equal_to_dense(leaves, g, weights, temperature, tile, tolerance, func
     temperature=st.sampled_from([0.01, 0.1, 1.0, 10.0]),
     weights=st.tuples(st.sampled_from([0.0, 0.7, 1.0]), st.sampled_from([0.0, -1.3, -1.0])),
     tile=st.tuples(st.integers(1, 17), st.integers(1, 23)),
+    few=st.sampled_from([ALWAYS, NEVER]),
 )
-def test_equals_dense_autograd_over_shapes_and_settings(n, k, d, c, temperature, weights, tile):
+def test_equals_dense_autograd_over_shapes_and_settings(n, k, d, c, temperature, weights, tile, few):
     leaves, g = inputs(n, k, d, c)
-    assert_equal_to_dense(leaves, g, weights, temperature, tile, 1e-9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "_FEW", few)
+        assert_equal_to_dense(leaves, g, weights, temperature, tile, 1e-9)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-def test_equals_dense_autograd_at_4096_codes_and_1000_tokens(dtype, tolerance):
+@pytest.mark.parametrize(("temperature", "few"), [(0.1, NEVER), (0.01, ALWAYS), (0.01, NEVER)])
+def test_equals_dense_autograd_at_4096_codes_and_1000_tokens(monkeypatch, dtype, tolerance, temperature, few):
+    monkeypatch.setattr(retrieval, "_FEW", few)
     leaves, g = inputs(1000, 4096, 16, 8, dtype, spread=0.25)
-    assert_equal_to_dense(leaves, g, (1.0, -1.0), 0.1, None, tolerance)
+    assert_equal_to_dense(leaves, g, (1.0, -1.0), temperature, None, tolerance)
+
+
+def test_near_pairs_are_kept_only_where_they_are_few():
+    q, k = torch.randn(300, 16) / 4, torch.randn(4096, 16)
+    _, tops = retrieval._search(q, k, (128, 512))
+    near = retrieval._near(q, k, tops, 0.001, (128, 512))
+    x = (q @ k.T - tops.amax(dim=0)[:, None]) / 0.001
+    assert near is not None
+    assert len(near.x) == int((x > retrieval._floor(k)).sum())
+    torch.testing.assert_close(near.x, x[near.tokens, near.codes], rtol=0, atol=0.01)
+    assert retrieval._near(q, k, tops, 1.0, (128, 512)) is None
 
 
 def test_ties_go_to_the_first_code_whatever_the_tile():
@@ -91,9 +109,11 @@ def test_tile_size_changes_nothing():
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_extreme_temperature_stays_finite():
+@pytest.mark.parametrize("temperature", [1e-4, 1e-12])
+def test_extreme_temperature_stays_finite(monkeypatch, temperature):
+    monkeypatch.setattr(retrieval, "_FEW", ALWAYS)
     leaves, g = inputs(64, 128, 8, 4, torch.float32, spread=100.0)
-    _, found = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), 1e-4)
+    _, found = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), temperature)
     assert all(bool(tensor.isfinite().all()) for tensor in found)
 
 
