@@ -149,20 +149,19 @@ def _search(queries: torch.Tensor, keys: torch.Tensor, tile: Tile) -> tuple[torc
     """Index (N,) of each token's largest logit, and the largest logit in every tile of codes, (tiles, N)."""
     tokens, width = tile
     codes = queries.new_empty(len(queries), dtype=torch.int64)
-    tiles = list(_blocks(len(keys), width))
+    tiles = keys.T.split(width, dim=1)  # (d, codes) each
     tops = queries.new_empty(len(tiles), len(queries))
     space = queries.new_empty(min(tokens, len(queries)) * width)  # one tile, whose memory is not fetched anew each time
     for rows in _blocks(len(queries), tokens):
         count = rows.stop - rows.start
-        for columns, top in zip(tiles, tops[:, rows], strict=True):
-            logits = space[: count * (columns.stop - columns.start)].view(count, -1)
-            torch.amax(torch.mm(queries[rows], keys[columns].T, out=logits), dim=1, out=top)
+        some = queries[rows]
+        for part, top in zip(tiles, tops[:, rows].unbind(), strict=True):
+            logits = space[: count * part.shape[1]].view(count, -1)
+            torch.amax(torch.mm(some, part, out=logits), dim=1, out=top)
         winner = tops[:, rows].argmax(dim=0)
         order = winner.argsort()  # tokens of the same winning tile side by side
-        groups = queries[rows][order].split(winner.bincount().tolist())
-        places = [
-            (group @ keys[tile].T).argmax(dim=1) for group, tile in zip(groups, tiles, strict=False) if len(group)
-        ]
+        groups = some[order].split(winner.bincount().tolist())
+        places = [(group @ part).argmax(dim=1) for group, part in zip(groups, tiles, strict=False) if len(group)]
         codes[rows][order] = winner[order] * width + torch.cat(places)
     return codes, tops
 
