@@ -62,7 +62,7 @@ step(64, 8, LOGITS_AT_ONCE)
 
 def test_memory_is_that_of_a_chunk(mebibytes):
     dense = 65_536 * 1_024 * 4 / 2**20  # 256 MiB for the logits alone
-    assert mebibytes(PREPARE, "step(65_536, 1_024, LOGITS_AT_ONCE)") < dense
+    assert mebibytes(PREPARE, "step(65_536, 1_024, LOGITS_AT_ONCE)") < 0.58 * dense
     assert mebibytes(PREPARE, "step(65_536, 1_024, 65_536 * 1_024)") > dense
 
 
