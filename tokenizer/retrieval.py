@@ -154,13 +154,13 @@ def _search(queries: torch.Tensor, keys: torch.Tensor, tile: Tile) -> tuple[torc
     space = queries.new_empty(min(tokens, len(queries)) * width)  # one tile, whose memory is not fetched anew each time
     for rows in _blocks(len(queries), tokens):
         count = rows.stop - rows.start
-        some = queries[rows]
+        block = queries[rows]
         for part, top in zip(tiles, tops[:, rows].unbind(), strict=True):
             logits = space[: count * part.shape[1]].view(count, -1)
-            torch.amax(torch.mm(some, part, out=logits), dim=1, out=top)
+            torch.amax(torch.mm(block, part, out=logits), dim=1, out=top)
         winner = tops[:, rows].argmax(dim=0)
         order = winner.argsort()  # tokens of the same winning tile side by side
-        groups = some[order].split(winner.bincount().tolist())
+        groups = block[order].split(winner.bincount().tolist())
         places = [(group @ part).argmax(dim=1) for group, part in zip(groups, tiles, strict=False) if len(group)]
         codes[rows][order] = winner[order] * width + torch.cat(places)
     return codes, tops
@@ -183,7 +183,7 @@ class _Retrieve(torch.autograd.Function):
         norm = q.new_zeros(len(q))  # Σ_j e^x_j with x = s/τ
         moment = q.new_zeros(len(q))  # Σ_j e^x_j x_j
         mean = q.new_zeros(len(k))  # π̄
-        near = _near(q, k, tops, temperature, tile)
+        near = _near(q, k, peak, tops, temperature, tile)
         if near is not None:
             e = near.x.exp()
             norm.index_add_(0, near.tokens, e)
@@ -288,9 +288,11 @@ class _Near(NamedTuple):
     x: torch.Tensor
 
 
-def _near(q: torch.Tensor, k: torch.Tensor, tops: torch.Tensor, temperature: float, tile: Tile) -> _Near | None:
+def _near(
+    q: torch.Tensor, k: torch.Tensor, peak: torch.Tensor, tops: torch.Tensor, temperature: float, tile: Tile
+) -> _Near | None:
     """All near pairs, where they are few; None where they are more than a `_FEW`-th of all pairs."""
-    peak, floor = tops.amax(dim=0)[:, None], _floor(k)
+    floor = _floor(k)
     close = tops > peak.T + floor * temperature  # (tiles, N): the tiles in which a token can have near codes
     found, left = [], len(q) * len(k) // _FEW
     for columns, rows in zip(_blocks(len(k), tile[1]), close, strict=True):

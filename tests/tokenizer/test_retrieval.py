@@ -84,12 +84,13 @@ def test_equals_dense_autograd_at_4096_codes_and_1000_tokens(monkeypatch, dtype,
 def test_near_pairs_are_kept_only_where_they_are_few():
     q, k = torch.randn(300, 16) / 4, torch.randn(4096, 16)
     _, tops = retrieval._search(q, k, (128, 512))
-    near = retrieval._near(q, k, tops, 0.001, (128, 512))
-    x = (q @ k.T - tops.amax(dim=0)[:, None]) / 0.001
+    peak = tops.amax(dim=0)[:, None]
+    near = retrieval._near(q, k, peak, tops, 0.001, (128, 512))
+    x = (q @ k.T - peak) / 0.001
     assert near is not None
     assert len(near.x) == int((x > retrieval._floor(k)).sum())
     torch.testing.assert_close(near.x, x[near.tokens, near.codes], rtol=0, atol=0.01)
-    assert retrieval._near(q, k, tops, 1.0, (128, 512)) is None
+    assert retrieval._near(q, k, peak, tops, 1.0, (128, 512)) is None
 
 
 def test_ties_go_to_the_first_code_whatever_the_tile():
