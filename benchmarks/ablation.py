@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from coda.tokenizer import CodeLayout, adapt, default_sides, load_vae
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.progress import note
 from coda.tokenizer.images import ImageSource
 from coda.tokenizer.layout import Side
-from coda.tokenizer.progress import note
-from coda.tokenizer.run_directory import RunDirectory
+from coda.tokenizer.training.run_directory import RunDirectory
 
 from .extractors import FeatureExtractor, FigureNames, load_extractor, require_torch_fidelity, resolve_device
 from .plots import Plot

@@ -15,8 +15,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from coda.tokenizer.durable import write_atomically
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.atomic_io import write_atomically
+from coda.tokenizer.foundation.errors import CodaError
 
 from .distances import Statistics
 

@@ -23,7 +23,7 @@ from coda.tokenizer.code_cache.format import (
     shard_spans,
     write_shard,
 )
-from coda.tokenizer.durable import write_bytes, write_json
+from coda.tokenizer.foundation.atomic_io import write_bytes, write_json
 from coda.tokenizer.images import Skipped
 
 _KEY = "n01440764/n01440764_10026.JPEG"  # as long as ImageNet's keys are

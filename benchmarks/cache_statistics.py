@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from coda.tokenizer.code_cache import CodeCache
-from coda.tokenizer.errors import CodaError
-from coda.tokenizer.progress import progress
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.progress import progress
 
 from .usage import CodeUsage, LevelUsage
 

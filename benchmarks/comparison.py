@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coda.tokenizer.errors import CodaError
-from coda.tokenizer.progress import progress
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.progress import progress
 
 from .distances import FeatureSet, Statistics, classifier_score, frechet_distance, kernel_distance, precision_recall
 from .extractors import FeatureExtractor, FigureNames

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from coda.tokenizer.quantizer import QuantizerOutput, ResidualQuantizer
-from coda.tokenizer.residual import enlarge, reduce
+from coda.tokenizer.quantizer.resampling import enlarge, reduce
+from coda.tokenizer.quantizer.residual_quantizer import QuantizerOutput, ResidualQuantizer
 
 _EPSILON = 1e-5
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from coda.tokenizer.determinism import epoch_order
+from coda.tokenizer.foundation.seeding import epoch_order
 
 from .extractors import Features
 

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import torch
 
-from coda.tokenizer.durable import sha256_of
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.atomic_io import sha256_of
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images import to_unit
-from coda.tokenizer.perceptual import LiteFeatures
+from coda.tokenizer.training.perceptual import LiteFeatures
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 _INCEPTION_HASH = "6726825d"  # the start of the file's SHA-256, as its name says

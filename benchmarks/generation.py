@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from coda.tokenizer.determinism import step_generator
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.seeding import step_generator
 from coda.tokenizer.images import ImageSource
-from coda.tokenizer.run_directory import RunDirectory
+from coda.tokenizer.training.run_directory import RunDirectory
 
 from .adm_npz import write_npz
 from .comparison import Comparison, compare, sample_size_warnings

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 
 PSNR_CEILING = 100.0  # dB; two equal pictures would have an infinite PSNR, which no mean survives
 _WINDOW, _SIGMA = 11, 1.5  # Wang et al. 2004, Section III-B

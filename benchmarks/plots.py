@@ -9,7 +9,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
-from coda.tokenizer.durable import write_bytes
+from coda.tokenizer.foundation.atomic_io import write_bytes
 
 _COLORS = ("#4878a8", "#d0743c", "#5a9a5a", "#a05a96", "#8a6d4b", "#777777")
 

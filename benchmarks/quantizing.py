@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from coda.tokenizer.errors import CodaError
-from coda.tokenizer.progress import progress
-from coda.tokenizer.quantizer import ResidualQuantizer
-from coda.tokenizer.retrieval import Backend, retrieval_backend
-from coda.tokenizer.run_directory import RunDirectory
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.progress import progress
+from coda.tokenizer.quantizer.residual_quantizer import ResidualQuantizer
+from coda.tokenizer.quantizer.retrieval import Backend, retrieval_backend
+from coda.tokenizer.training.run_directory import RunDirectory
 
 from .dense import dense_bytes, dense_forward
 from .extractors import resolve_device

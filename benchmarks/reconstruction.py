@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from coda.tokenizer import CodaTokenizer
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.images import ImageSource, to_uint8, to_unit
-from coda.tokenizer.progress import progress
-from coda.tokenizer.run_directory import RunDirectory
+from coda.tokenizer.training.run_directory import RunDirectory
 
 from .comparison import sample_size_warnings
 from .distances import FeatureSet, Statistics, frechet_distance, kernel_distance

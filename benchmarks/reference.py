@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 import torch
 
-from coda.tokenizer.determinism import epoch_order
-from coda.tokenizer.durable import sha256_of
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.atomic_io import sha256_of
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.progress import progress
+from coda.tokenizer.foundation.seeding import epoch_order
 from coda.tokenizer.images import ImageSource, image_batches, open_images, to_uint8
 from coda.tokenizer.images.decoding import RESAMPLING
-from coda.tokenizer.progress import progress
 
 from .adm_npz import AdmArchive
 from .distances import FeatureSet, Statistics

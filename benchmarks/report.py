@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coda.tokenizer.durable import write_bytes, write_json
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.atomic_io import write_bytes, write_json
+from coda.tokenizer.foundation.errors import CodaError
 
 from .plots import Plot, draw
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from coda.tokenizer.durable import write_json
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.atomic_io import write_json
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.images import to_uint8
-from coda.tokenizer.progress import progress
 
 from .distances import Statistics
 

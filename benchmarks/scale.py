@@ -17,10 +17,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.images import ImageSource, decode_image, open_images
-from coda.tokenizer.progress import progress
-from coda.tokenizer.run_directory import RunDirectory
+from coda.tokenizer.training.run_directory import RunDirectory
 
 from .cache_cost import ManifestCost, ShardCost, manifest_cost, shard_cost
 from .plots import Plot

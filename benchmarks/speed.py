@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from coda.tokenizer.errors import CodaError
-from coda.tokenizer.progress import progress
-from coda.tokenizer.run_directory import RunDirectory
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.progress import progress
+from coda.tokenizer.training.run_directory import RunDirectory
 
 from .dense import dense_encode, dense_forward
 from .extractors import resolve_device

@@ -27,7 +27,7 @@ import torch
 
 from coda.tokenizer import CodaTokenizer, CodeCache, tokenize_dataset
 from coda.tokenizer.code_cache import ShuffledBatches
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images import (
     BrokenImage,
     ImageBatch,
@@ -38,9 +38,9 @@ from coda.tokenizer.images import (
     read_batches,
     to_unit,
 )
-from coda.tokenizer.run_directory import RunDirectory
 from coda.tokenizer.tokenize_dataset import encode_variants
-from coda.tokenizer.training_state import start_accelerator
+from coda.tokenizer.training.optimization import start_accelerator
+from coda.tokenizer.training.run_directory import RunDirectory
 
 from .provenance import describe_run
 from .report import Cell, Figure, Report, Table

@@ -23,7 +23,7 @@ from heapq import heapify, heappop, heappush
 import numpy as np
 
 from coda.tokenizer.code_cache.format import shard_spans
-from coda.tokenizer.processes import Processes
+from coda.tokenizer.foundation.distributed import Processes
 
 _ON_THE_WAY = 2  # batches per loading process: torch's prefetch_factor
 _MOST_WAITING = 16  # batches, as WriterThread has it

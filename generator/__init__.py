@@ -1,27 +1,27 @@
 """Codes ⇄ classes: a masked transformer over residual codes. Knows integers and the value table, never a VAE."""
 
-# Before diffusers: it lets a torchvision that does not fit torch be imported.
-import coda.tokenizer  # noqa: F401  isort: skip
+from typing import TYPE_CHECKING
 
-# diffusers looks for the mixins in the module that model_index.json names for a component.
-from diffusers import ConfigMixin, ModelMixin, SchedulerMixin  # isort: skip
+from coda.tokenizer.foundation.lazy import lazy_package
 
-from .presets import PRESETS, Preset
-from .sampling import SamplingStep, sample_codes
-from .scheduler import MaskGitScheduler
-from .train_maskgit import train_maskgit
-from .transformer import MaskGitOutput, MaskGitTransformer
+if TYPE_CHECKING:
+    from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 
-__all__ = [
-    "PRESETS",
-    "ConfigMixin",
-    "MaskGitOutput",
-    "MaskGitScheduler",
-    "MaskGitTransformer",
-    "ModelMixin",
-    "Preset",
-    "SamplingStep",
-    "SchedulerMixin",
-    "sample_codes",
-    "train_maskgit",
-]
+    from .presets import PRESETS, Preset
+    from .sampling import SamplingStep, sample_codes
+    from .scheduler import MaskGitScheduler
+    from .train_maskgit import train_maskgit
+    from .transformer import MaskGitOutput, MaskGitTransformer
+
+__all__ = lazy_package(
+    __name__,
+    {
+        # diffusers looks for the mixins in the package that model_index.json names for a component.
+        "diffusers": ["ConfigMixin", "ModelMixin", "SchedulerMixin"],
+        ".presets": ["PRESETS", "Preset"],
+        ".sampling": ["SamplingStep", "sample_codes"],
+        ".scheduler": ["MaskGitScheduler"],
+        ".train_maskgit": ["train_maskgit"],
+        ".transformer": ["MaskGitOutput", "MaskGitTransformer"],
+    },
+)

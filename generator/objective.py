@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from coda.tokenizer.residual import prefix_latents
+from coda.tokenizer.quantizer.resampling import prefix_latents
 
 from .masking import TrainingDraw
 from .transformer import MaskGitTransformer

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 
 
 @dataclass(frozen=True)

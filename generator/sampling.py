@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.layout import CodeLayout, Side
-from coda.tokenizer.residual import enlarge
+from coda.tokenizer.quantizer.resampling import enlarge
 
 from .masking import cells_left, halton_order
 

@@ -8,7 +8,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.layout import CodeLayout
 
 from .sampling import ORDERS, Predict, SamplingStep, sample_codes

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.layout import CodeLayout
 
 MASK_LAWS = ("cosine", "arccos", "linear")

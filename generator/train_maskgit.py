@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from coda.tokenizer.code_cache import CodeCache, ShuffledBatches
-from coda.tokenizer.determinism import derived_seed, step_generator
-from coda.tokenizer.errors import CodaError
 from coda.tokenizer.fingerprint import saved_fingerprint
-from coda.tokenizer.progress import progress
-from coda.tokenizer.run_directory import RunDirectory
-from coda.tokenizer.training_state import process_of, start_accelerator
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.progress import progress
+from coda.tokenizer.foundation.seeding import derived_seed, step_generator
+from coda.tokenizer.training.optimization import process_of, start_accelerator
+from coda.tokenizer.training.run_directory import RunDirectory
 
 from .masking import draw_training
 from .objective import MaskedCodeObjective

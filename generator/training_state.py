@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from coda.tokenizer.run_directory import Checkpoint
+from coda.tokenizer.training.run_directory import Checkpoint
 
 _BETAS, _WEIGHT_DECAY = (0.9, 0.96), 0.03
 

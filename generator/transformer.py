@@ -21,10 +21,10 @@ from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.strict_loading import account_for
 from coda.tokenizer.layout import CodeLayout
-from coda.tokenizer.residual import reduce
-from coda.tokenizer.strict_loading import account_for
+from coda.tokenizer.quantizer.resampling import reduce
 
 from .blocks import POSITION_FEATURES, Block, Modulation, modulated_norm, position_features
 from .sampling import Predict

@@ -173,6 +173,6 @@ def _plain(word: str) -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    from coda.tokenizer.errors import CodaError  # the package around it imports torch: only when needed
+    from coda.tokenizer.foundation.errors import CodaError  # the package around it imports torch: only when needed
 
     raise CodaError(message)

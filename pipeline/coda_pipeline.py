@@ -5,9 +5,6 @@ N pictures asked for · B of them at a time · T codes per picture · C channels
 
 from __future__ import annotations
 
-# Before diffusers: it lets a torchvision that does not fit torch be imported.
-import coda.tokenizer  # noqa: F401  isort: skip
-
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import UsageError, arguments_of, parse, resolve
-from .cli import main as coda
+from .cli.arguments import UsageError, arguments_of, parse, resolve
+from .cli.cli import main as coda
 
 SIZE = 64  # pixels a side
 PICTURES = 2000  # of --data, at the most
@@ -79,7 +79,7 @@ def cut_photographs(folder: Path) -> Path:
         ) from error
     from PIL import Image
 
-    from coda.tokenizer.durable import publish_directory
+    from coda.tokenizer.foundation.atomic_io import publish_directory
 
     partial = folder.with_name(f".{folder.name}.partial")
     rng = random.Random(0)

@@ -22,8 +22,8 @@ from PIL import Image
 from coda.benchmarks.pairs import psnr
 from coda.tokenizer import CodaError, ResidualQuantizer
 from coda.tokenizer.images import to_pil, to_uint8
-from coda.tokenizer.residual import enlarge, reduce
-from coda.tokenizer.retrieval import best_codes
+from coda.tokenizer.quantizer.resampling import enlarge, reduce
+from coda.tokenizer.quantizer.retrieval import best_codes
 
 from .coda_pipeline import CodaPipeline
 from .grid import labelled_grid

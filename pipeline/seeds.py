@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from coda.tokenizer import CodaError
-from coda.tokenizer.determinism import derived_seed
+from coda.tokenizer.foundation.seeding import derived_seed
 
 Seeds = int | torch.Generator | Sequence[int | torch.Generator] | None
 

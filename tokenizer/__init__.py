@@ -1,42 +1,40 @@
-"""Images ⇄ codes: a continuous VAE adapted into a discrete tokenizer. Knows nothing of what is built on it."""
+"""Images ⇄ codes: a continuous VAE adapted into a discrete tokenizer. Imports none of the other packages."""
 
-# Before anything that imports torchvision on the side (diffusers does, through peft and transformers).
-from . import torchvision_compat  # noqa: F401  isort: skip
+from typing import TYPE_CHECKING
 
-# diffusers looks for the mixin in the module that model_index.json names for a component.
-from diffusers import ConfigMixin, ModelMixin  # isort: skip
+from .foundation.lazy import lazy_package
+from .foundation.torchvision_compat import declare_before_import
 
-from .adapt import adapt
-from .code_cache import CodeCache, export_cache, import_npy, merge_caches
-from .errors import CodaError
-from .layout import CodeLayout, SizedCodes, default_sides
-from .official import quantizer_from_official, tokenizer_from_official
-from .quantizer import QuantizerOutput, ResidualQuantizer
-from .tokenize_dataset import TokenizeSummary, tokenize_dataset
-from .tokenizer import CodaTokenizer
-from .train_vae import train_vae
-from .vae import ContinuousVAE, load_vae
+if TYPE_CHECKING:
+    from diffusers import ConfigMixin, ModelMixin
 
-__all__ = [
-    "CodaError",
-    "CodaTokenizer",
-    "CodeCache",
-    "CodeLayout",
-    "ConfigMixin",
-    "ContinuousVAE",
-    "ModelMixin",
-    "QuantizerOutput",
-    "ResidualQuantizer",
-    "SizedCodes",
-    "TokenizeSummary",
-    "adapt",
-    "default_sides",
-    "export_cache",
-    "import_npy",
-    "load_vae",
-    "merge_caches",
-    "quantizer_from_official",
-    "tokenize_dataset",
-    "tokenizer_from_official",
-    "train_vae",
-]
+    from .adapt import adapt
+    from .code_cache import CodeCache, export_cache, import_npy, merge_caches
+    from .foundation.errors import CodaError
+    from .layout import CodeLayout, SizedCodes, default_sides
+    from .official import quantizer_from_official, tokenizer_from_official
+    from .quantizer.residual_quantizer import QuantizerOutput, ResidualQuantizer
+    from .tokenize_dataset import TokenizeSummary, tokenize_dataset
+    from .tokenizer import CodaTokenizer
+    from .train_vae import train_vae
+    from .vae.continuous_vae import ContinuousVAE, load_vae
+
+declare_before_import()
+
+__all__ = lazy_package(
+    __name__,
+    {
+        # diffusers looks for the mixins in the package that model_index.json names for a component.
+        "diffusers": ["ConfigMixin", "ModelMixin"],
+        ".adapt": ["adapt"],
+        ".code_cache": ["CodeCache", "export_cache", "import_npy", "merge_caches"],
+        ".foundation.errors": ["CodaError"],
+        ".layout": ["CodeLayout", "SizedCodes", "default_sides"],
+        ".official": ["quantizer_from_official", "tokenizer_from_official"],
+        ".quantizer.residual_quantizer": ["QuantizerOutput", "ResidualQuantizer"],
+        ".tokenize_dataset": ["TokenizeSummary", "tokenize_dataset"],
+        ".tokenizer": ["CodaTokenizer"],
+        ".train_vae": ["train_vae"],
+        ".vae.continuous_vae": ["ContinuousVAE", "load_vae"],
+    },
+)

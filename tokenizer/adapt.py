@@ -21,23 +21,23 @@ import torch
 from accelerate import Accelerator
 from peft import get_peft_model_state_dict
 
-from .determinism import derived_seed
-from .discriminator import Adversary
-from .durable import save_tensors
-from .errors import CodaError
+from .foundation.atomic_io import save_tensors
+from .foundation.errors import CodaError
+from .foundation.progress import note, progress
+from .foundation.seeding import derived_seed
 from .images import ImageSource, decode_image, open_images, training_batches
 from .images.source import BrokenImage
 from .layout import CodeLayout, default_sides
-from .lora import add_lora, merge_lora
-from .losses import reconstruction_loss
-from .perceptual import LiteFeatures
-from .progress import note, progress
-from .quantizer import ResidualQuantizer
-from .run_directory import RunDirectory
-from .through_codes import ThroughTheCodes, start_from_data
+from .quantizer.residual_quantizer import ResidualQuantizer
 from .tokenizer import CodaTokenizer
-from .training_state import TrainedParameters, finite, learning_rate, process_of, start_accelerator
-from .vae import ContinuousVAE, load_vae
+from .training.discriminator import Adversary
+from .training.losses import reconstruction_loss
+from .training.optimization import TrainedParameters, finite, learning_rate, process_of, start_accelerator
+from .training.perceptual import LiteFeatures
+from .training.run_directory import RunDirectory
+from .training.trainable_tokenizer import ThroughTheCodes, start_from_data
+from .vae.continuous_vae import ContinuousVAE, load_vae
+from .vae.lora import add_lora, merge_lora
 
 _LARGEST_DEFAULT_SIZE = 256
 _VECTORS_PER_CODE = 128  # what the images for k-means give, unless their number is asked for

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .errors import CodaError
-from .strict_loading import read_json
+from .foundation.errors import CodaError
+from .foundation.strict_loading import read_json
 
 if TYPE_CHECKING:
-    from .quantizer import ResidualQuantizer
-    from .vae import ContinuousVAE
+    from .quantizer.residual_quantizer import ResidualQuantizer
+    from .vae.continuous_vae import ContinuousVAE
 
 MANIFEST = "coda_tokenizer.json"
 

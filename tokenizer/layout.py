@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .errors import CodaError
+from .foundation.errors import CodaError
 
 Side = tuple[int, int]
 

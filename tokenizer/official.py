@@ -19,14 +19,14 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from .autoencoders import build, published_normalisation
-from .errors import CodaError
+from .foundation.errors import CodaError
+from .foundation.strict_loading import fill, read_json, read_tensors
 from .layout import Side, default_sides
-from .quantizer import ResidualQuantizer
-from .strict_loading import fill, read_json, read_tensors
+from .quantizer.residual_quantizer import ResidualQuantizer
 from .tokenizer import CodaTokenizer
-from .vae import ContinuousVAE
-from .vae_formats import is_kl16, kl16_from_state
+from .vae.autoencoders import build, published_normalisation
+from .vae.continuous_vae import ContinuousVAE
+from .vae.published_formats import is_kl16, kl16_from_state
 
 # FLUX.1's VAE, whose latents the published code shifts and scales by these.
 _FLUX = {"shift_factor": 0.1159, "scaling_factor": 0.3611}

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .durable import write_json
-from .errors import CodaError
+from .foundation.atomic_io import write_json
+from .foundation.errors import CodaError
 from .layout import CodeLayout, Side
-from .residual import enlarge, reduce
+from .quantizer.resampling import enlarge, reduce
 from .tokenizer import CodaTokenizer
 
 ENCODER, DECODER, DESCRIPTION = "encoder.onnx", "decoder.onnx", "onnx.json"

@@ -18,15 +18,15 @@ from accelerate import Accelerator
 from .code_cache import CacheWriter, CodeCache, ShardRows
 from .code_cache.description import first_half
 from .code_cache.format import MANIFEST
+from .code_cache.variants import crop_of, each_variant, size_for, variant_names
 from .code_cache.writer_thread import WriterThread
-from .errors import CodaError
+from .foundation.distributed import Processes
+from .foundation.errors import CodaError
+from .foundation.progress import note, progress
 from .images import ImageBatch, ImageDataset, ImageSource, Skipped, open_images, read_batches, to_unit
 from .images.decoding import ORIENTATION, RESAMPLING, TRANSPARENCY
-from .processes import Processes
-from .progress import note, progress
 from .tokenizer import CodaTokenizer
-from .training_state import start_accelerator
-from .variants import crop_of, each_variant, size_for, variant_names
+from .training.optimization import start_accelerator
 
 # On a CPU the VAE takes few images at a time, so that what lies between its layers stays in the caches and is not
 # fetched anew from the system: measured up to twice as fast at 128 and 256 pixels. Channels last are another tenth.

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .durable import write_bytes, write_json
-from .errors import CodaError
 from .fingerprint import MANIFEST, fingerprint_of, saved_fingerprint
-from .hub import fetch, local_path
+from .foundation.atomic_io import write_bytes, write_json
+from .foundation.errors import CodaError
+from .foundation.hub import fetch, local_path
+from .foundation.strict_loading import load_strictly
 from .layout import CodeLayout, SizedCodes
-from .quantizer import ResidualQuantizer
-from .strict_loading import load_strictly
-from .vae import ContinuousVAE
+from .quantizer.residual_quantizer import ResidualQuantizer
+from .vae.continuous_vae import ContinuousVAE
 
 
 class CodaTokenizer(nn.Module):

@@ -18,15 +18,15 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
-from .determinism import derived_seed, step_generator
-from .errors import CodaError
+from .foundation.errors import CodaError
+from .foundation.progress import note, progress
+from .foundation.seeding import derived_seed, step_generator
 from .images import ImageSource, image_batches, open_images, training_batches
-from .losses import kl_loss, reconstruction_loss
-from .perceptual import LiteFeatures
-from .progress import note, progress
-from .run_directory import RunDirectory
-from .training_state import TrainedParameters, finite, learning_rate, process_of, start_accelerator
-from .vae import ContinuousVAE, measure_normalisation
+from .training.losses import kl_loss, reconstruction_loss
+from .training.optimization import TrainedParameters, finite, learning_rate, process_of, start_accelerator
+from .training.perceptual import LiteFeatures
+from .training.run_directory import RunDirectory
+from .vae.continuous_vae import ContinuousVAE, measure_normalisation
 
 _STATISTICS_IMAGES = 256  # for the normalisation at the end
 _LOG_EVERY = 10  # steps

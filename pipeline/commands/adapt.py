@@ -5,7 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..arguments import Count, Device, Fraction, Natural, Positive, Range, Seed, Side, Size, TrainingPrecision, Weight
+from ..cli.arguments import (
+    Count,
+    Device,
+    Fraction,
+    Natural,
+    Positive,
+    Range,
+    Seed,
+    Side,
+    Size,
+    TrainingPrecision,
+    Weight,
+)
 
 
 def adapt(

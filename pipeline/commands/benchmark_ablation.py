@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from ..arguments import Count, Device, Extractor, Natural, Range, Seed, Side
+from ..cli.arguments import Count, Device, Extractor, Natural, Range, Seed, Side
 from .output import ending_of
 
 

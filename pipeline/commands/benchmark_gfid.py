@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ..arguments import Count, Device, Extractor, Natural, Precision, Seed, Unsplit, UsageError, Weight
+from ..cli.arguments import Count, Device, Extractor, Natural, Precision, Seed, Unsplit, UsageError, Weight
 from .output import ending_of
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..arguments import Count, Device, Extractor, Natural, Seed
+from ..cli.arguments import Count, Device, Extractor, Natural, Seed
 from .output import ending_of
 
 

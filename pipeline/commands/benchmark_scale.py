@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..arguments import Count, Fraction, Natural, Positive, Range, Seed, Weight
+from ..cli.arguments import Count, Fraction, Natural, Positive, Range, Seed, Weight
 from .output import ending_of
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from ..arguments import Count, Device, Natural, Precision, Seed, UsageError, Weight
+from ..cli.arguments import Count, Device, Natural, Precision, Seed, UsageError, Weight
 from .output import ending_of
 
 Shape = Literal["small", "kl16", "flux"]

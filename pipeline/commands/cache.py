@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ..arguments import Count
+from ..cli.arguments import Count
 
 
 def export_cache(

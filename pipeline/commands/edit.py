@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..arguments import Box, Count, Device, Natural, Precision, Range, Region, Seed, Weight
+from ..cli.arguments import Box, Count, Device, Natural, Precision, Range, Region, Seed, Weight
 
 Coverage = Annotated[float, Range(0, 1, open_low=True)]
 
@@ -296,7 +296,7 @@ def _edit(
     **how: Any,
 ) -> str:
     """Make variants with the function `kind` of `coda.pipeline.editing`, write them, and say so."""
-    from coda.tokenizer.durable import write_json
+    from coda.tokenizer.foundation.atomic_io import write_json
 
     from .. import editing
     from .model import find_class, open_pipeline, settings_of, steps_of

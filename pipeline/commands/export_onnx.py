@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..arguments import Size
+from ..cli.arguments import Size
 
 
 def export_onnx(

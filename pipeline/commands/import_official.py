@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..arguments import Side
+from ..cli.arguments import Side
 
 
 def import_official(

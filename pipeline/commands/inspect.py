@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import Count, Seed
-from ..plain_table import plain_table
+from ..cli.arguments import Count, Seed
+from ..cli.plain_table import plain_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +68,7 @@ def _refuse(path: str, kind: str, given: Mapping[str, bool]) -> None:
     Raises:
         CodaError: One was.
     """
-    from coda.tokenizer.errors import CodaError
+    from coda.tokenizer.foundation.errors import CodaError
 
     for flag, is_given in given.items():
         if is_given:
@@ -78,7 +78,7 @@ def _refuse(path: str, kind: str, given: Mapping[str, bool]) -> None:
 
 def _what(path: str) -> tuple[str, Callable[[str], Facts] | None]:
     """What lies at `path`, and the function that looks into it; None for a code cache, which has a file of its own."""
-    from coda.tokenizer.errors import CodaError
+    from coda.tokenizer.foundation.errors import CodaError
 
     folder = Path(path).expanduser()
     if path == "bundled" or (folder / "model_index.json").is_file():
@@ -97,7 +97,7 @@ def _what(path: str) -> tuple[str, Callable[[str], Facts] | None]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    from coda.tokenizer.errors import CodaError
+    from coda.tokenizer.foundation.errors import CodaError
 
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -154,7 +154,7 @@ def _vae_facts(vae: Any) -> dict[str, object]:
 def _tokenizer_facts(tokenizer: Any) -> dict[str, object]:
     import torch
 
-    from coda.tokenizer.retrieval import retrieval_backend
+    from coda.tokenizer.quantizer.retrieval import retrieval_backend
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     quantizer = tokenizer.quantizer

@@ -12,14 +12,14 @@ from coda.benchmarks.cache_statistics import CacheStatistics, LabelBalance, cach
 from coda.benchmarks.reference import drawn_indices
 from coda.benchmarks.usage import LevelUsage
 from coda.tokenizer import CodaError, CodaTokenizer, CodeCache
-from coda.tokenizer.durable import write_atomically
+from coda.tokenizer.foundation.atomic_io import write_atomically
+from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.images import to_pil
-from coda.tokenizer.progress import progress
 
-from ..arguments import UsageError
 from ..classes import ClassTable
+from ..cli.arguments import UsageError
+from ..cli.plain_table import plain_table
 from ..grid import labelled_grid
-from ..plain_table import plain_table
 from .model import TOKENIZER, on_device
 
 Rows = list[tuple[str, object]]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import FailedRun, UsageError
+from ..cli.arguments import FailedRun, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ def find_classes(words: Sequence[str], classes: ClassTable) -> list[int]:
     Raises:
         UsageError: There is no such class, or the model has never seen it; the message has the nearest names.
     """
-    from coda.tokenizer.errors import CodaError
+    from coda.tokenizer.foundation.errors import CodaError
 
     found = []
     for word in words:

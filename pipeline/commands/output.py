@@ -24,8 +24,8 @@ def new_directory(out: Path, overwrite: bool, mark: str) -> Iterator[Path]:
     Raises:
         CodaError: `out` holds something that may not be replaced; before anything else is done.
     """
-    from coda.tokenizer.durable import publish_directory
-    from coda.tokenizer.errors import CodaError
+    from coda.tokenizer.foundation.atomic_io import publish_directory
+    from coda.tokenizer.foundation.errors import CodaError
 
     if out.is_file():
         raise CodaError(f"{out} is a file; --out names a directory")

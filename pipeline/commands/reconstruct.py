@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..arguments import Count, Device, Precision, Size
+from ..cli.arguments import Count, Device, Precision, Size
 
 _OVERLAP = 64  # pixels over which neighbouring tiles are blended, where they are large enough
 
@@ -40,7 +40,7 @@ def reconstruct(
         coda reconstruct panorama.jpg --size 1024x3072 --tile 512
     """
     from coda.tokenizer import CodaTokenizer
-    from coda.tokenizer.durable import write_json
+    from coda.tokenizer.foundation.atomic_io import write_json
 
     from ..reconstruction import reconstruct as through
     from .model import on_device

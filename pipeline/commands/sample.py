@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ..arguments import Count, Device, Precision, Seed, Unsplit, Weight
+from ..cli.arguments import Count, Device, Precision, Seed, Unsplit, Weight
 
 if TYPE_CHECKING:
     from ..classes import ClassTable
@@ -52,9 +52,9 @@ def sample(
         coda sample --class 207
         coda sample --model runs/generator --class "golden retriever,tabby" --class n02783161 --num 8 --seed 1
     """
-    from coda.tokenizer.durable import write_json
+    from coda.tokenizer.foundation.atomic_io import write_json
+    from coda.tokenizer.foundation.progress import progress
     from coda.tokenizer.images import to_pil, to_uint8
-    from coda.tokenizer.progress import progress
 
     from ..grid import labelled_grid
     from .model import find_classes, open_pipeline, sampler_of, settings_of

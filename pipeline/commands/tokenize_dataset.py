@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..arguments import Count, Device, Natural, Part, TrainingPrecision, UsageError
+from ..cli.arguments import Count, Device, Natural, Part, TrainingPrecision, UsageError
 
 
 def tokenize_dataset(

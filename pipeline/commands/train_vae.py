@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ..arguments import Count, Device, Fraction, Natural, Positive, Seed, TrainingPrecision, Weight
+from ..cli.arguments import Count, Device, Fraction, Natural, Positive, Seed, TrainingPrecision, Weight
 
 
 def train_vae(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from coda.benchmarks.adm_npz import AdmArchive, write_npz
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 
 
 @pytest.fixture

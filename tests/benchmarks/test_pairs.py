@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from coda.benchmarks.pairs import PSNR_CEILING, psnr, ssim
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 
 metrics = pytest.importorskip("skimage.metrics")
 data = pytest.importorskip("skimage.data")

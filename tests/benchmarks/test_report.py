@@ -9,7 +9,7 @@ import torch
 from coda.benchmarks.plots import Plot
 from coda.benchmarks.provenance import class_balance, command, describe_run, model_identity
 from coda.benchmarks.report import Figure, Report, Table
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from coda.generator.masking import TrainingDraw, draw_training
 from coda.generator.objective import MaskedCodeObjective, chunked_cross_entropy
 from coda.generator.transformer import MaskGitTransformer
-from coda.tokenizer.residual import prefix_latents
+from coda.tokenizer.quantizer.resampling import prefix_latents
 
 K = 24
 

@@ -5,7 +5,7 @@ import torch
 
 from coda.generator.presets import PRESETS, resolve_preset
 from coda.generator.transformer import MaskGitTransformer
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 
 
 def count(preset, codebook_size):

@@ -7,9 +7,9 @@ import torch
 
 from coda.generator.sampling import ORDERS, draw_codes, sample_codes
 from coda.generator.schedules import steps_per_level
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.layout import CodeLayout
-from coda.tokenizer.residual import prefix_latents
+from coda.tokenizer.quantizer.resampling import prefix_latents
 
 LAYOUT = CodeLayout([1, 2, (3, 2), 4], 11)
 STEPS = (1, 2, 3, 4)

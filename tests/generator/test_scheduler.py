@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from coda.generator import MaskGitScheduler
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.layout import CodeLayout
 
 LAYOUT = CodeLayout([1, 2, 4], 9)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from coda.generator.schedules import MASK_LAWS, guidance_scale_at, learning_rate_at, mask_ratio, steps_per_level
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.layout import CodeLayout
 
 LAYOUT = CodeLayout([1, 2, 3, 4, 6, 8], 64)

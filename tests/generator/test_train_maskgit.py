@@ -9,7 +9,7 @@ import torch
 
 from coda.generator import MaskGitScheduler, MaskGitTransformer, train_maskgit
 from coda.tokenizer.code_cache import CodeCache
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 
 QUICK = dict(preset="pocket", hidden_size=16, depth=1, num_heads=2, steps=6, batch_size=8, device="cpu")
 

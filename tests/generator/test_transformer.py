@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from coda.generator import MaskGitScheduler, MaskGitTransformer
 from coda.generator.blocks import position_features
-from coda.tokenizer.errors import CodaError
-from coda.tokenizer.residual import prefix_latents
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.quantizer.resampling import prefix_latents
 
 K, NONE = 32, 5  # the mask, no class
 

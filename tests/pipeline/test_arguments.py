@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from coda.pipeline.arguments import (
+from coda.pipeline.cli.arguments import (
     Box,
     Count,
     Device,

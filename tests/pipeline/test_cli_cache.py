@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from coda.pipeline.cli import main
+from coda.pipeline.cli.cli import main
 from coda.pipeline.commands.cache import export_cache
 from coda.tokenizer import CodaTokenizer, CodeCache
 from coda.tokenizer.code_cache import CacheWriter, ShardRows

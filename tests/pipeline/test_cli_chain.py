@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from coda.pipeline.cli import main
+from coda.pipeline.cli.cli import main
 from coda.tokenizer.code_cache import CodeCache
 
 

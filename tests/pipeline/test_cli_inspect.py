@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from coda.pipeline.cli import main
+from coda.pipeline.cli.cli import main
 from coda.tokenizer import CodaTokenizer, CodeCache
 from coda.tokenizer.code_cache import CacheWriter, ShardRows
 from coda.tokenizer.images import Skipped

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coda.pipeline.cli import main
+from coda.pipeline.cli.cli import main
 from coda.tokenizer import CodaTokenizer
 
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -33,7 +33,7 @@ def test_two_processes_of_torchrun_make_the_cache_of_one(
     assert main([*words, "--out", "runs/one"]) == 0
     capsys.readouterr()
     launched = subprocess.run(
-        [*LAUNCHER, "-m", "coda.pipeline.cli", *words, "--out", "runs/two"],
+        [*LAUNCHER, "-m", "coda.pipeline.cli.cli", *words, "--out", "runs/two"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

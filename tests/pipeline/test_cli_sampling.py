@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from coda.pipeline.cli import main
+from coda.pipeline.cli.cli import main
 from coda.pipeline.coda_pipeline import CodaPipeline
 from coda.tokenizer import CodaTokenizer
-from coda.tokenizer.run_directory import RunDirectory
+from coda.tokenizer.training.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")

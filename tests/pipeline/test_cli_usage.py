@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from coda.pipeline.cli import COMMANDS, GROUPS, _reason, load_command, main
+from coda.pipeline.cli.cli import COMMANDS, GROUPS, _reason, load_command, main
 
-PROGRAM = [sys.executable, "-m", "coda.pipeline.cli"]
+PROGRAM = [sys.executable, "-m", "coda.pipeline.cli.cli"]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_every_command_rejects_an_unknown_flag_before_it_runs(name: str, capsys:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_all_of_its_flags(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from coda.pipeline.arguments import arguments_of
+    from coda.pipeline.cli.arguments import arguments_of
 
     status, out, err = said(capsys, *name.split(), "--help")
     assert (status, err) == (0, "")
@@ -116,7 +116,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 def test_help_is_quick_and_imports_no_torch(words: list[str]) -> None:
     code = (
         "import sys, time; begun = time.process_time()\n"
-        "from coda.pipeline.cli import main; status = main(sys.argv[1:])\n"
+        "from coda.pipeline.cli.cli import main; status = main(sys.argv[1:])\n"
         "heavy = [m for m in ('torch', 'diffusers', 'numpy', 'PIL', 'fire') if m in sys.modules]\n"
         "print(status, heavy, time.process_time() < 1, file=sys.stderr)"
     )
@@ -125,7 +125,7 @@ def test_help_is_quick_and_imports_no_torch(words: list[str]) -> None:
 
 
 def test_wrong_usage_imports_no_torch() -> None:
-    code = "import sys; from coda.pipeline.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    code = "import sys; from coda.pipeline.cli.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
     words = ["sample", "--class", "207", "--nmu", "3"]
     result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     assert result.stdout == "2 False\n"

@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 import pytest
 
-from coda.pipeline.arguments import arguments_of
-from coda.pipeline.cli import COMMANDS, load_command
+from coda.pipeline.cli.arguments import arguments_of
+from coda.pipeline.cli.cli import COMMANDS, load_command
 
 # Command -> (where the function is that does the work, its name).
 LIBRARY = {
@@ -171,7 +171,7 @@ def test_choices_are_those_of_the_library() -> None:
     from coda.benchmarks.quantizing import QUANTIZER_SHAPES
     from coda.generator.presets import PRESETS
     from coda.generator.schedules import MASK_LAWS
-    from coda.pipeline.arguments import Precision
+    from coda.pipeline.cli.arguments import Precision
 
     assert choices("train-maskgit", "preset") == tuple(PRESETS)
     assert choices("train-maskgit", "mask_law") == MASK_LAWS

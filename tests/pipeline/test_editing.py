@@ -13,7 +13,7 @@ from PIL import Image
 from coda.pipeline import CodaPipeline, change_class, inpaint, outpaint, vary
 from coda.pipeline.regions import cells_to_keep, region_mask
 from coda.tokenizer import CodaError, CodeLayout
-from coda.tokenizer.residual import prefix_latents
+from coda.tokenizer.quantizer.resampling import prefix_latents
 
 from .conftest import make_pipeline
 

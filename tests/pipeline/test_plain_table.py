@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from coda.pipeline.plain_table import plain_table
+from coda.pipeline.cli.plain_table import plain_table
 
 
 def test_words_stand_left_and_numbers_right() -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from coda.tokenizer.autoencoders import build
-from coda.tokenizer.vae import ContinuousVAE
+from coda.tokenizer.vae.autoencoders import build
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
 _BLOCKS = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,

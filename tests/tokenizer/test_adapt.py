@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from coda.tokenizer import CodaError, CodaTokenizer, ContinuousVAE
 from coda.tokenizer.adapt import adapt
 from coda.tokenizer.images import ImageSource, image_batches
-from coda.tokenizer.vae import measure_normalisation
+from coda.tokenizer.vae.continuous_vae import measure_normalisation
 
 SMALL = {"codebook_size": 32, "lora_rank": 2, "batch_size": 4, "warmup": 1, "perceptual_weight": 0.0, "device": "cpu"}
 

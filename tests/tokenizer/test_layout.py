@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coda.tokenizer import CodaError, CodeLayout, default_sides
-from coda.tokenizer.residual import enlarge, prefix_latents, reduce
+from coda.tokenizer.quantizer.resampling import enlarge, prefix_latents, reduce
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=5), st.integers(1, 3))

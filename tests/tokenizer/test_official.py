@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.official import quantizer_from_official, tokenizer_from_official
 
 SIDES = {"kl16": (1, 2, 3, 4), "flux": (1, 2, 3, 4, 6, 8)}

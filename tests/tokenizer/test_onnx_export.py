@@ -11,7 +11,7 @@ import torch
 
 from coda.tokenizer import CodaError, CodaTokenizer, ResidualQuantizer, load_vae
 from coda.tokenizer.onnx_export import _CODES_AT_ONCE, export_onnx
-from coda.tokenizer.vae import ContinuousVAE
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'coda[onnx]'")
 

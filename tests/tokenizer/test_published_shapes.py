@@ -12,10 +12,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from coda.tokenizer.lora import add_lora, lora_parameters
 from coda.tokenizer.official import tokenizer_from_official
 from coda.tokenizer.tokenizer import CodaTokenizer
-from coda.tokenizer.vae import ContinuousVAE
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE
+from coda.tokenizer.vae.lora import add_lora, lora_parameters
 
 pytestmark = pytest.mark.slow
 

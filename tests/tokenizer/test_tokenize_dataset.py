@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer, merge_caches, tokenize_dataset
-from coda.tokenizer.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images import decode_image, open_images, to_unit
-from coda.tokenizer.vae import ContinuousVAE
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
 COUNT, BAD = 26, (4, 12, 13, 14, 15)
 

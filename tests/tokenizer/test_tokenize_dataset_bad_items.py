@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer, tokenize_dataset
-from coda.tokenizer.errors import CodaError
-from coda.tokenizer.vae import ContinuousVAE
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
 OddItems = dict[str, tuple[bytes, Image.Image | str]]
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer, tokenize_dataset
 from coda.tokenizer.code_cache import writer
-from coda.tokenizer.errors import CodaError
-from coda.tokenizer.vae import ContinuousVAE
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
 KILLS = 30
 Work = Callable[..., object]

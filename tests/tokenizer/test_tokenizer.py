@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
-from coda.tokenizer.errors import CodaError
 from coda.tokenizer.fingerprint import fingerprint_of
-from coda.tokenizer.quantizer import ResidualQuantizer
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.quantizer.residual_quantizer import ResidualQuantizer
 from coda.tokenizer.tokenizer import CodaTokenizer
-from coda.tokenizer.vae import ContinuousVAE
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

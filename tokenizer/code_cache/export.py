@@ -14,9 +14,9 @@ from contextlib import closing
 from itertools import accumulate
 from pathlib import Path
 
-from ..durable import publish_directory, sha256_of, write_json
-from ..errors import CodaError
-from ..progress import progress
+from ..foundation.atomic_io import publish_directory, sha256_of, write_json
+from ..foundation.errors import CodaError
+from ..foundation.progress import progress
 from .export_formats import EXPORT_FORMATS
 from .format import MANIFEST, PROGRESS, VALUE_TABLE, Shard, read_json
 from .lock import FolderLock

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..durable import write_atomically
+from ..foundation.atomic_io import write_atomically
 from .format import Shard
 
 # Folder, shard, place of its first image in the cache, the cache's manifest, what counts the images that are done.

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..durable import save_tensors
-from ..errors import CodaError
+from ..foundation.atomic_io import save_tensors
+from ..foundation.errors import CodaError
 from ..layout import CodeLayout
 
 FORMAT = "coda code cache"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import CodaError
+from ..foundation.errors import CodaError
 
 try:
     import fcntl

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..durable import publish_directory, write_json
-from ..errors import CodaError
+from ..foundation.atomic_io import publish_directory, write_json
+from ..foundation.errors import CodaError
 from .format import MANIFEST, PROGRESS, VALUE_TABLE, differences, finished_manifest
 from .reader import CodeCache
 

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from numpy.lib.format import read_array
 
-from ..durable import sha256_of
-from ..errors import CodaError
+from ..foundation.atomic_io import sha256_of
+from ..foundation.errors import CodaError
+from ..foundation.progress import progress
+from ..foundation.strict_loading import first_line
 from ..images.labels import name_numbers
 from ..layout import CodeLayout
-from ..progress import progress
-from ..strict_loading import first_line
 from ..tokenizer import CodaTokenizer
 from .description import first_half
 from .format import TEN_CROP, VARIANTS, ShardRows

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
-from ..durable import sha256_of
-from ..errors import CodaError
+from ..foundation.atomic_io import sha256_of
+from ..foundation.errors import CodaError
+from ..foundation.progress import progress
 from ..layout import CodeLayout
-from ..progress import progress
 from .format import Shard, read_manifest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils.data import Dataset
 
-from ..determinism import EndlessOrder
+from ..foundation.seeding import EndlessOrder
 from .reader import CodeCache
 
 

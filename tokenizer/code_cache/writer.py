@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from ..durable import save_tensors, sha256_of, write_bytes, write_json
-from ..errors import CodaError
+from ..foundation.atomic_io import save_tensors, sha256_of, write_bytes, write_json
+from ..foundation.distributed import Processes
+from ..foundation.errors import CodaError
 from ..images import Skipped
 from ..layout import CodeLayout
-from ..processes import Processes
 from .format import (
     MANIFEST,
     PROGRESS,

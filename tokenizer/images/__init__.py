@@ -3,7 +3,7 @@
 from .decoding import CROPS, decode_image
 from .loading import ImageBatch, ImageDataset, Skipped, image_batches, read_batches, training_batches
 from .opening import open_images
-from .ranges import to_pil, to_uint8, to_unit
+from .pixel_range import to_pil, to_uint8, to_unit
 from .source import BrokenImage, ImageSource
 
 __all__ = [

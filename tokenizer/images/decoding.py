@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from ..errors import CodaError
+from ..foundation.errors import CodaError
 from .source import BrokenImage
 
 CROPS = ("center", "random")

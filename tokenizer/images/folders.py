@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import CodaError
+from ..foundation.errors import CodaError
 from .labels import number_names
 from .source import MAX_ENCODED_BYTES, BrokenImage, ImageSource
 

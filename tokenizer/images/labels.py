@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..imagenet import imagenet_classes, index_of_wnid
+from .imagenet import imagenet_classes, index_of_wnid
 
 
 def imagenet_wnids() -> list[str]:

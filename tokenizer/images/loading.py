@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ..determinism import EndlessOrder, step_generator
-from ..errors import CodaError
+from ..foundation.errors import CodaError
+from ..foundation.seeding import EndlessOrder, step_generator
 from .decoding import decode_image
-from .ranges import to_unit
+from .pixel_range import to_unit
 from .source import BrokenImage, ImageSource
 
 # A training draws another image for a broken one, but does not go on for ever in a source that holds no image at all.

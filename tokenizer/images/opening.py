@@ -6,11 +6,11 @@ import os
 import re
 from pathlib import Path
 
-from ..errors import CodaError
-from .archives import ArchiveSource
+from ..foundation.errors import CodaError
 from .folders import FolderSource
 from .patterns import expand, is_pattern, split_slice
 from .source import ImageSource
+from .webdataset import ArchiveSource
 
 _SPLIT_NAME = re.compile(r"(train|val|valid|validation|test|dev)(?![a-z])", re.IGNORECASE)
 
@@ -74,7 +74,7 @@ def _open_files(paths: list[str], location: str) -> ImageSource:
         return ArchiveSource(paths, location)
     if suffixes == {".parquet"}:
         try:
-            from .tables import TableSource
+            from .parquet import TableSource
         except ImportError:
             raise CodaError(f"{location}: reading parquet needs pyarrow; pip install pyarrow") from None
         return TableSource(paths, location)

@@ -7,7 +7,7 @@ import os
 import re
 from itertools import product
 
-from ..errors import CodaError
+from ..foundation.errors import CodaError
 
 _SLICE = re.compile(r"(?P<path>.+)\[(?P<start>-?\d*):(?P<stop>-?\d*)\]")
 _BRACES = re.compile(r"\{([^{}]*)\}")

@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from functools import cached_property
 
-from ..errors import CodaError
+from ..foundation.errors import CodaError
 
 # No photograph is larger as a file; what claims to be is not read into memory.
 MAX_ENCODED_BYTES = 256 * 2**20

@@ -1,0 +1,1 @@
+"""The command line: finding a command, checking its arguments, help, configuration files."""

@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from coda.tokenizer import CodaError, ResidualQuantizer
+from coda.tokenizer.quantizer.kmeans import residual_kmeans, start_from_codebook
+from coda.tokenizer.quantizer.resampling import enlarge, reduce
+
+
+def _left_over(latents: torch.Tensor, sides: tuple[int, ...], codebook: torch.Tensor) -> float:
+    """What nearest-neighbour residual quantization leaves of the latents, root mean square."""
+    residual = latents.double()
+    for side in sides:
+        level = reduce(residual, (side, side)).movedim(1, -1)
+        nearest = torch.cdist(level.flatten(0, 2), codebook.double()).argmin(dim=1)
+        values = codebook.double()[nearest].reshape(level.shape).movedim(-1, 1)
+        residual = residual - enlarge(values, (sides[-1], sides[-1]))
+    return float(residual.square().mean().sqrt())
+
+
+def test_clusters_are_found() -> None:
+    centres = torch.randn(8, 4) * 10
+    latents = centres[torch.randint(8, (400,))].reshape(400, 4, 1, 1) + 0.01 * torch.randn(400, 4, 1, 1)
+    codebook = residual_kmeans(latents, (1,), 32)
+    assert torch.cdist(centres, codebook).amin(dim=1).max() < 0.05
+
+
+def test_one_codebook_serves_all_levels_and_levels_help() -> None:
+    latents = torch.nn.functional.interpolate(torch.randn(200, 4, 2, 2), size=(4, 4), mode="bicubic")
+    latents = latents + 0.2 * torch.randn_like(latents)
+    levels = residual_kmeans(latents, (1, 2, 4), 64)
+    assert levels.shape == (64, 4)
+    alone = residual_kmeans(latents, (4,), 64)
+    assert _left_over(latents, (1, 2, 4), levels) < 0.8 * _left_over(latents, (4,), alone)
+    assert _left_over(latents, (1, 2, 4), levels) < 0.7 * _left_over(
+        latents, (1, 2, 4), latents.movedim(1, -1).flatten(0, 2)[:64]
+    )
+
+
+def test_no_code_stays_dead_where_there_are_enough_vectors() -> None:
+    # Nine tenths of the vectors are one point: a draw of codes from the data puts most of them there.
+    vectors = torch.cat([torch.zeros(1800, 3), torch.randn(200, 3)])[:, :, None, None]
+    codebook = residual_kmeans(vectors, (1,), 32)
+    used = torch.cdist(vectors.flatten(1), codebook).argmin(dim=1).unique()
+    assert len(used) == 32
+
+
+def test_the_seed_decides() -> None:
+    latents = torch.randn(64, 4, 2, 2)
+    first, second = (residual_kmeans(latents, (1, 2), 16, seed=3) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, residual_kmeans(latents, (1, 2), 16, seed=4))
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(CodaError, match="2 images give 10 vectors for 16 codes; k-means needs at least 4"):
+        residual_kmeans(torch.randn(2, 4, 2, 2), (1, 2), 16)
+
+
+@pytest.mark.parametrize(("norm", "width"), [("rms_norm", 32), ("rms_norm", 17), ("layer_norm", 32)])
+def test_retrieval_starts_as_nearest_neighbour(norm: str, width: int) -> None:
+    codebook, vectors = torch.randn(4096, 16), torch.randn(8000, 16)
+    quantizer = ResidualQuantizer(16, 4096, (1,), attention_dim=width, norm=norm)
+    start_from_codebook(quantizer, codebook, spread=1.0)
+    codes = quantizer.encode(vectors[:, :, None, None]).squeeze(1)
+    nearest = torch.cdist(vectors.double(), codebook.double()).argmin(dim=1)
+    assert (codes == nearest).double().mean() >= (0.999 if norm == "rms_norm" else 0.995)
+    # Where they differ it is by a hair.
+    errors = [(vectors - codebook[found]).square().sum(dim=1).mean() for found in (codes, nearest)]
+    assert errors[0] <= errors[1] * 1.00001
+    assert torch.equal(quantizer.value_table(), codebook)
+
+
+def test_softness_is_the_spread_of_the_soft_retrieval() -> None:
+    codebook = torch.randn(512, 8)
+    quantizer = ResidualQuantizer(8, 512, (1,), attention_dim=16, norm="rms_norm")
+    vectors = torch.randn(50, 8)
+    for softness in (0.3, 1.0):
+        start_from_codebook(quantizer, codebook, spread=1.0, softness=softness)
+        with torch.no_grad():
+            found = (quantizer.queries(vectors[:, :, None, None]) @ quantizer.keys().T).softmax(dim=1)
+        expected = (-torch.cdist(vectors, codebook).square() / (2 * softness**2)).softmax(dim=1)
+        assert (found - expected).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"norm": None, "attention_dim": 16}, "needs norm rms_norm or layer_norm"),
+        ({"norm": "rms_norm", "attention_dim": 8}, "attention width of 9 at least, not 8"),
+        ({"norm": "layer_norm", "attention_dim": 9}, "attention width of 10 at least, not 9"),
+    ],
+)
+def test_a_quantizer_that_cannot_be_started_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(CodaError, match=message):
+        start_from_codebook(ResidualQuantizer(8, 16, (1,), **settings), torch.randn(16, 8))

@@ -1,0 +1,275 @@
+"""Tiled retrieval against a dense implementation of the same mathematics, by autograd in float64."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coda.tokenizer import ResidualQuantizer
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.quantizer import retrieval
+from coda.tokenizer.quantizer.retrieval import best_codes, retrieval_backend, retrieve
+
+ALWAYS, NEVER = 1, 10**9  # whether near pairs count as few
+
+
+def dense(q, k, v, temperature):
+    """The published formulation: all tokens × all codes."""
+    logits = q @ k.T
+    p = logits.softmax(dim=1)
+    codes = logits.argmax(dim=1)
+    onehot = torch.nn.functional.one_hot(codes, len(k)).to(p)
+    values = (onehot - p.detach() + p) @ v
+    log_pi = (logits / temperature).log_softmax(dim=1)
+    mean = log_pi.exp().mean(dim=0)
+    return codes, values, -(log_pi.exp() * log_pi).sum(dim=1).mean(), -(mean * (mean + 1e-5).log()).sum()
+
+
+def inputs(n, k, d, c, dtype=torch.float64, spread=1.0):
+    generator = torch.Generator().manual_seed(n * 7919 + k)
+    shapes = [(n, d), (k, d), (k, c), (n, c)]
+    q, keys, v, g = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+    return [(q * spread).requires_grad_(), keys.requires_grad_(), v.requires_grad_()], g
+
+
+def losses_and_gradients(function, leaves, g, weights, *settings):
+    codes, values, sample, batch = function(*leaves, *settings)
+    loss = (values * g).sum() + weights[0] * sample + weights[1] * batch
+    return codes, [values, sample, batch, *torch.autograd.grad(loss, leaves)]
+
+
+def assert_equal_to_dense(leaves, g, weights, temperature, tile, tolerance, function=retrieve):
+    codes, found = losses_and_gradients(function, leaves, g, weights, temperature, tile)
+    expected_codes, expected = losses_and_gradients(
+        dense, [leaf.detach().double().requires_grad_() for leaf in leaves], g.double(), weights, temperature
+    )
+    assert torch.equal(codes, expected_codes)
+    for ours, theirs in zip(found, expected, strict=True):
+        error = (ours.detach() - theirs.detach()).abs().max()
+        assert error <= tolerance * max(1.0, float(theirs.detach().abs().max()))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 40),
+    k=st.integers(2, 70),
+    d=st.integers(1, 9),
+    c=st.integers(1, 6),
+    temperature=st.sampled_from([0.01, 0.1, 1.0, 10.0]),
+    weights=st.tuples(st.sampled_from([0.0, 0.7, 1.0]), st.sampled_from([0.0, -1.3, -1.0])),
+    tile=st.tuples(st.integers(1, 17), st.integers(1, 23)),
+    few=st.sampled_from([ALWAYS, NEVER]),
+)
+def test_equals_dense_autograd_over_shapes_and_settings(n, k, d, c, temperature, weights, tile, few):
+    leaves, g = inputs(n, k, d, c)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "_FEW", few)
+        assert_equal_to_dense(leaves, g, weights, temperature, tile, 1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("temperature", "few"), [(0.1, NEVER), (0.01, ALWAYS), (0.01, NEVER)])
+def test_equals_dense_autograd_at_4096_codes_and_1000_tokens(monkeypatch, dtype, tolerance, temperature, few):
+    monkeypatch.setattr(retrieval, "_FEW", few)
+    leaves, g = inputs(1000, 4096, 16, 8, dtype, spread=0.25)
+    assert_equal_to_dense(leaves, g, (1.0, -1.0), temperature, None, tolerance)
+
+
+def test_near_pairs_are_kept_only_where_they_are_few():
+    q, k = torch.randn(300, 16) / 4, torch.randn(4096, 16)
+    _, tops = retrieval._search(q, k, (128, 512))
+    peak = tops.amax(dim=0)[:, None]
+    near = retrieval._near(q, k, peak, tops, 0.001, (128, 512))
+    x = (q @ k.T - peak) / 0.001
+    assert near is not None
+    assert len(near.x) == int((x > retrieval._floor(k)).sum())
+    torch.testing.assert_close(near.x, x[near.tokens, near.codes], rtol=0, atol=0.01)
+    assert retrieval._near(q, k, peak, tops, 1.0, (128, 512)) is None
+
+
+def test_ties_go_to_the_first_code_whatever_the_tile():
+    q = torch.randint(-9, 9, (50, 4)).float()  # whole numbers: equal logits are equal to the bit in every tile
+    k = torch.randint(-9, 9, (6, 4)).float().repeat(5, 1)  # every key five times
+    for tile in [(50, 30), (7, 6), (16, 4), (1, 1)]:
+        assert int(best_codes(q, k, tile)[0].max()) < 6, tile
+
+
+def test_tile_size_changes_nothing():
+    leaves, g = inputs(100, 333, 8, 5)
+    whole = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), 0.05, (100, 333))
+    for tile in [(1, 333), (100, 1), (13, 64), (64, 50)]:
+        codes, found = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), 0.05, tile)
+        assert torch.equal(codes, whole[0])
+        for ours, theirs in zip(found, whole[1], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-12])
+def test_extreme_temperature_stays_finite(monkeypatch, temperature):
+    monkeypatch.setattr(retrieval, "_FEW", ALWAYS)
+    leaves, g = inputs(64, 128, 8, 4, torch.float32, spread=100.0)
+    _, found = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), temperature)
+    assert all(bool(tensor.isfinite().all()) for tensor in found)
+
+
+def test_the_same_call_gives_the_same_bits():
+    leaves, g = inputs(300, 700, 8, 4, torch.float32)
+    first = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), 0.01)
+    second = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), 0.01)
+    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+
+
+@pytest.fixture(scope="module")
+def fused():
+    """The fused kernels; on a CPU in Triton's interpreter, which tests/conftest.py has turned on."""
+    pytest.importorskip("triton", reason="Triton is not installed; the fused kernels cannot be tested")
+    from coda.tokenizer.quantizer import fused_retrieval
+
+    return fused_retrieval
+
+
+SMALL = (16, 32)  # tokens and codes of a block: many blocks in few numbers
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "d", "c"),
+    [
+        (37, 70, 3, 5),  # nothing is a multiple of anything
+        (1, 100, 16, 16),  # one token
+        (64, 64, 16, 16),  # everything is
+        (16, 1, 4, 4),  # one code
+        (5, 2500, 8, 17),  # codes split among programs
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.01, 1.0])
+def test_fused_equals_dense_autograd(fused, n, k, d, c, temperature):
+    leaves, g = inputs(n, k, d, c, torch.float32)
+    settings = (temperature, fused.Blocks(*SMALL), 1e-4, fused.fused_retrieve)
+    assert_equal_to_dense(leaves, g, (0.7, -1.3), *settings)
+
+
+def test_fused_equals_tiled(fused):
+    leaves, g = inputs(70, 300, 16, 4, torch.float32)
+    codes, found = losses_and_gradients(fused.fused_retrieve, leaves, g, (1.0, -1.0), 0.05)
+    expected_codes, expected = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), 0.05)
+    assert torch.equal(codes, expected_codes)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_fused_on_bfloat16_accumulates_in_float32(fused):
+    leaves, g = inputs(20, 150, 16, 8, torch.bfloat16)
+    codes, found = losses_and_gradients(fused.fused_retrieve, leaves, g, (1.0, -1.0), 0.1, fused.Blocks(*SMALL))
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected_codes, expected = losses_and_gradients(dense, exact, g.double(), (1.0, -1.0), 0.1)
+    assert torch.equal(codes, expected_codes)
+    for ours, theirs in zip(found[1:3], expected[1:3], strict=True):  # the entropies leave the kernel in float32
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(found[3:], expected[3:], strict=True):  # and gradients are rounded once, at the end
+        assert (ours.double() - theirs).abs().max() <= 2**-8 * theirs.abs().max()
+
+
+def test_fused_ties_go_to_the_first_code_within_blocks_across_them_and_across_splits(fused):
+    q = torch.randint(-9, 9, (50, 4)).float()
+    for count, copies in [(6, 5), (32, 4), (700, 4)]:
+        k = torch.randint(-9, 9, (count, 4)).float().repeat(copies, 1)
+        codes, peaks = fused.fused_best_codes(q, k, fused.Blocks(*SMALL))
+        expected = best_codes(q, k, (50, len(k)))
+        assert torch.equal(codes, expected[0]) and torch.equal(peaks, expected[1])
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+def test_fused_at_extreme_temperatures_stays_finite(fused, temperature):
+    leaves, g = inputs(33, 128, 8, 4, torch.float32, spread=100.0)
+    block = fused.Blocks(*SMALL)
+    _, found = losses_and_gradients(fused.fused_retrieve, leaves, g, (1.0, -1.0), temperature, block)
+    assert all(bool(tensor.isfinite().all()) for tensor in found)
+    assert found[1].item() == pytest.approx(0.0 if temperature < 1 else math.log(128), abs=1e-3)
+
+
+def test_fused_gives_the_same_bits_again(fused):
+    leaves, g = inputs(33, 2100, 8, 4, torch.float32)
+    first, second = (losses_and_gradients(fused.fused_retrieve, leaves, g, (1.0, -1.0), 0.01) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+
+
+COMPILE_ALL = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from coda.tokenizer.quantizer import fused_retrieval
+
+blocks = dict(tokens=64, width=64, d=16, d_pad=16, c=16, c_pad=16, weigh=True)
+for kernel in ("_search", "_mean_weights", "_expected", "_grad_queries", "_grad_keys"):
+    for inputs, precision in (("fp32", "ieee"), ("bf16", "tf32")):
+        function, types, constants = getattr(fused_retrieval, kernel), {}, {}
+        kinds = dict.fromkeys(("queries", "keys", "values"), "*" + inputs) | {"codes": "*i64", "inverse_tau": "fp32"}
+        kinds |= dict.fromkeys(("n", "k", "split_codes"), "i32")
+        for place, name in enumerate(function.arg_names):
+            fixed = (blocks | {"precision": precision}).get(name)
+            types[name] = kinds.get(name, "*fp32") if fixed is None else "constexpr"
+            if fixed is not None:
+                constants[(place,)] = fixed
+        compiled = compile(ASTSource(function, types, constants), target=GPUTarget("cuda", 90, 32))
+        print(kernel, inputs, "cubin" in compiled.asm, compiled.metadata.shared)
+"""
+
+
+def test_fused_kernels_compile_to_machine_code_of_a_gpu_that_need_not_be_there(fused, tmp_path):
+    """What the interpreter does not see: types, layouts, and how much shared memory a block takes."""
+    script = tmp_path / "compile_all.py"
+    script.write_text(COMPILE_ALL)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 10 and all(cubin == "True" for _, _, cubin, _ in lines)
+    assert all(int(shared) < 48 * 1024 for *_, shared in lines)  # what every GPU of the last decade has
+
+
+def test_the_setting_names_the_backend(fused, monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.delenv("CODA_RETRIEVAL", raising=False)
+    assert retrieval_backend(cpu, torch.float32) == "tiled"
+    assert retrieval_backend(cuda, torch.float32) == "fused"
+    assert retrieval_backend(cuda, torch.float64) == "tiled"  # the kernels accumulate in float32
+    assert retrieval_backend(cuda, torch.float32, width=256) == "tiled"
+    monkeypatch.setenv("CODA_RETRIEVAL", "tiled")
+    assert retrieval_backend(cuda, torch.float32) == "tiled"
+    monkeypatch.setenv("CODA_RETRIEVAL", "fused")
+    with pytest.raises(CodaError, match=r"CODA_RETRIEVAL is fused, which needs .*; here are cuda, float64 and 16"):
+        retrieval_backend(cuda, torch.float64)
+    monkeypatch.setenv("CODA_RETRIEVAL", "fast")
+    with pytest.raises(CodaError, match="CODA_RETRIEVAL is 'fast'; it is auto, tiled or fused"):
+        retrieval_backend(cpu, torch.float32)
+
+
+def test_a_quantizer_with_fused_kernels_finds_the_same(fused, monkeypatch):
+    quantizer = ResidualQuantizer(8, 200, [1, 2, 4], norm="rms_norm")
+    latents = torch.randn(2, 8, 4, 4)
+    found = {}
+    for backend in ("tiled", "fused"):
+        monkeypatch.setenv("CODA_RETRIEVAL", backend)
+        quantizer.zero_grad()
+        output = quantizer(latents)
+        (output.quantized.square().mean() + output.quantization_loss + output.entropy_loss).backward()
+        gradients = [parameter.grad.clone() for parameter in quantizer.parameters()]
+        found[backend] = [output.codes, quantizer.encode(latents), output.entropy_loss.detach(), *gradients]
+    for tiled, kernels in zip(found["tiled"], found["fused"], strict=True):
+        torch.testing.assert_close(kernels, tiled, rtol=1e-4, atol=1e-5)
+
+
+def test_encode_and_decode_compile_into_one_graph_each():
+    quantizer = ResidualQuantizer(8, 600, [1, 2, 4])
+    latents = torch.randn(2, 8, 4, 4)
+    codes = torch.compile(quantizer.encode, fullgraph=True, backend="aot_eager")(latents)
+    assert torch.equal(codes, quantizer.encode(latents))
+    decoded = torch.compile(quantizer.decode, fullgraph=True, backend="aot_eager")(codes)
+    torch.testing.assert_close(decoded, quantizer.decode(codes))

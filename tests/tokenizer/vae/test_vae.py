@@ -1,0 +1,256 @@
+"""ContinuousVAE: one face for every autoencoder, and loading that notices what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.vae.autoencoders import KINDS, autoencoder_class, build, describe
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE, load_vae, measure_normalisation
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def one_line(error: pytest.ExceptionInfo[CodaError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_every_kind_goes_to_latents_and_back(kind, small_autoencoder, images):
+    autoencoder = small_autoencoder(kind)
+    vae = ContinuousVAE(autoencoder, image_range=KINDS[kind].image_range)
+    with torch.no_grad():
+        latents = vae.encode(images)
+        assert latents.shape == (3, vae.latent_channels, 32 // vae.factor, 32 // vae.factor)
+        assert vae.decode(latents).shape == images.shape
+    rebuilt = build(json.loads(json.dumps(describe(autoencoder))))
+    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {
+        k: v.shape for k, v in autoencoder.state_dict().items()
+    }
+
+
+def test_every_kind_survives_saving(kind, small_autoencoder, images, tmp_path):
+    autoencoder = small_autoencoder(kind)
+    vae = ContinuousVAE(autoencoder, [0.5], [2.0], KINDS[kind].image_range).eval()
+    vae.save_pretrained(tmp_path)
+    loaded = load_vae(tmp_path)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    with torch.no_grad():
+        assert torch.equal(loaded.encode(images), vae.encode(images))
+        assert torch.equal(loaded(images), vae(images))
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if name != "AutoencoderTinyMidNorm"])
+def test_every_kind_of_diffusers_loads_from_its_own_directory(kind, small_autoencoder, images, tmp_path):
+    autoencoder = small_autoencoder(kind)
+    autoencoder.save_pretrained(tmp_path)
+    loaded = load_vae(tmp_path)
+    own = images / 2 + 0.5 if kind == "AutoencoderRAE" else images
+    with torch.no_grad():
+        encoded = autoencoder.encode(own, return_dict=False)[0]
+        expected = encoded if isinstance(encoded, torch.Tensor) else encoded.mean
+        assert torch.equal(loaded.encode_moments(images)[0], expected)
+        decoded = autoencoder.decode(expected, return_dict=False)[0]
+        decoded = decoded * 2 - 1 if kind == "AutoencoderRAE" else decoded
+        assert torch.allclose(loaded.decode(loaded.normalise(expected)), decoded, atol=1e-4)
+
+
+def test_gradients_reach_the_images_and_the_last_layer(kind, small_autoencoder, images):
+    vae = ContinuousVAE(small_autoencoder(kind), image_range=KINDS[kind].image_range)
+    vae(images.requires_grad_()).square().sum().backward()
+    assert images.grad.abs().sum() > 0
+    assert vae.last_layer.grad.abs().sum() > 0
+
+
+def test_shift_and_scale_of_the_config_are_taken_off(small_autoencoder, images, tmp_path):
+    autoencoder = small_autoencoder(scaling_factor=0.3611, shift_factor=0.1159)
+    autoencoder.save_pretrained(tmp_path)
+    vae = load_vae(tmp_path)
+    with torch.no_grad():
+        z = autoencoder.encode(images).latent_dist.mode()
+        assert torch.allclose(vae.encode(images), (z - 0.1159) * 0.3611, atol=1e-6)
+        assert torch.allclose(vae.decode((z - 0.1159) * 0.3611), autoencoder.decode(z).sample, atol=1e-5)
+
+
+def test_statistics_per_channel_in_a_config_are_used(small_autoencoder, images, tmp_path):
+    mean, std = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
+    autoencoder = small_autoencoder(latents_mean=mean, latents_std=std, scaling_factor=0.5)
+    autoencoder.save_pretrained(tmp_path)
+    vae = load_vae(tmp_path)
+    with torch.no_grad():
+        z = autoencoder.encode(images).latent_dist.mode()
+        expected = (z - torch.tensor(mean).view(1, 4, 1, 1)) * 0.5 / torch.tensor(std).view(1, 4, 1, 1)
+        assert torch.allclose(vae.encode(images), expected, atol=1e-6)
+
+
+def test_flux2_statistics_are_pooled_over_the_places_of_a_patch(small_autoencoder, tmp_path):
+    autoencoder = small_autoencoder("AutoencoderKLFlux2")
+    z = torch.randn(64, 4, 16, 16) * torch.tensor([0.5, 1, 2, 3]).view(1, 4, 1, 1) + torch.arange(4).view(1, 4, 1, 1)
+    folded = z.view(64, 4, 8, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(64, 16, 8, 8)  # as its pipeline folds
+    autoencoder.bn.running_mean.copy_(folded.mean((0, 2, 3)))
+    autoencoder.bn.running_var.copy_(folded.var((0, 2, 3)))
+    autoencoder.save_pretrained(tmp_path)
+    vae = load_vae(tmp_path)
+    assert vae.factor == 2 and not vae.needs_statistics
+    normalised = vae.normalise(z)
+    assert normalised.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (normalised.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["AutoencoderTiny", "AutoencoderKLFlux2", "AutoencoderKLKVAE", "AutoencoderRAE"])
+def test_an_autoencoder_without_statistics_says_so(name, small_autoencoder, tmp_path):
+    small_autoencoder(name).save_pretrained(tmp_path)
+    assert load_vae(tmp_path).needs_statistics
+
+
+def test_measured_latents_are_centred_with_unit_spread(small_autoencoder):
+    vae = ContinuousVAE(small_autoencoder("AutoencoderTiny"))
+    batches = [torch.rand(n, 3, 16, 16) * 2 - 1 for n in (4, 1, 3)]  # unequal batches count by their images
+    measured = measure_normalisation(vae, batches)
+    with torch.no_grad():
+        latents = measured.encode(torch.cat(batches))
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-4
+    assert latents.square().mean().sqrt().item() == pytest.approx(1, abs=1e-4)
+    assert len(measured.config.scale) == 1 and len(measured.config.shift) == 4
+    assert vae.needs_statistics and not measured.needs_statistics
+    assert measured.autoencoder is vae.autoencoder
+    with pytest.raises(CodaError, match="no images"):
+        measure_normalisation(vae, [])
+
+
+def test_each_image_of_a_batch_draws_from_its_own_generator(small_vae, images):
+    def seeded(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    together = small_vae.encode(images, sample=True, generator=seeded(1, 2, 3))
+    alone = small_vae.encode(images[1:2], sample=True, generator=seeded(2))
+    assert torch.allclose(together[1:2], alone, atol=1e-5)
+    assert not torch.allclose(together, small_vae.encode(images), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((1, 1, 32, 32), r"expected \(B, 3"), ((1, 3, 31, 32), "multiples of 2"), ((3, 8, 8), "shape")],
+)
+def test_images_that_do_not_fit_are_refused(small_vae, shape, message):
+    with pytest.raises(CodaError, match=message):
+        small_vae.encode(torch.zeros(shape))
+
+
+def test_an_autoencoder_of_one_size_says_which(small_autoencoder):
+    vae = ContinuousVAE(small_autoencoder("AutoencoderRAE"), image_range="0,1")
+    with pytest.raises(CodaError, match="32x32 alone"):
+        vae.encode(torch.zeros(1, 3, 64, 64))
+
+
+def test_half_precision_stays_close(small_vae, images, tmp_path):
+    small_vae.save_pretrained(tmp_path)
+    half = load_vae(tmp_path, torch_dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    with torch.no_grad():
+        exact = small_vae(images)
+        assert (half(images).float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_a_pipeline_directory_gives_its_vae(small_vae, images, tmp_path):
+    small_vae.save_pretrained(tmp_path / "vae")
+    assert torch.equal(load_vae(tmp_path).encode(images), small_vae.encode(images))
+    assert torch.equal(load_vae(tmp_path, subfolder="vae").encode(images), small_vae.encode(images))
+
+
+def test_a_missing_weight_is_named(small_autoencoder, small_vae, tmp_path):
+    small_autoencoder().save_pretrained(tmp_path / "diffusers")
+    small_vae.save_pretrained(tmp_path / "coda")
+    for folder in ("diffusers", "coda"):
+        path = tmp_path / folder / WEIGHTS
+        state = load_file(path)
+        name = next(n for n in state if n.endswith("decoder.conv_out.weight"))
+        save_file({k: v for k, v in state.items() if k != name}, path, {"format": "pt"})
+        with pytest.raises(CodaError, match=r"decoder.conv_out.weight missing") as error:
+            load_vae(tmp_path / folder)
+        one_line(error)
+        save_file(state | {"extra.weight": torch.zeros(1)}, path, {"format": "pt"})
+        with pytest.raises(CodaError, match=r"extra.weight unexpected"):
+            load_vae(tmp_path / folder)
+        save_file(state | {name: torch.zeros(1)}, path, {"format": "pt"})
+        with pytest.raises(CodaError) as error:
+            load_vae(tmp_path / folder)
+        assert str(tmp_path / folder) in one_line(error)
+
+
+def test_a_truncated_file_is_one_clear_line(small_vae, tmp_path):
+    small_vae.save_pretrained(tmp_path)
+    path = tmp_path / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CodaError) as error:
+        load_vae(tmp_path)
+    assert str(tmp_path) in one_line(error)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"_class_name": "ContinuousVAE", "architecture": {}}'])
+def test_a_damaged_config_is_one_clear_line(small_vae, tmp_path, content):
+    small_vae.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CodaError) as error:
+        load_vae(tmp_path)
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["VQModel", "AutoencoderKLWan", "AutoencoderOobleck", "UNet2DModel", None])
+def test_what_is_no_continuous_image_autoencoder_is_refused(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(CodaError, match=f"{name}, which cannot be adapted"):
+        load_vae(tmp_path)
+
+
+def test_every_kind_is_a_class(kind):
+    assert issubclass(autoencoder_class(kind, "here"), torch.nn.Module)
+
+
+def test_a_greyscale_autoencoder_is_refused(small_autoencoder):
+    with pytest.raises(CodaError, match="1 colour channels"):
+        ContinuousVAE(small_autoencoder(in_channels=1, out_channels=1))
+
+
+def test_numbers_of_shift_and_scale_are_checked(small_autoencoder):
+    with pytest.raises(CodaError, match="3 numbers"):
+        ContinuousVAE(small_autoencoder(), [0.0], [1.0, 2.0, 3.0])
+    with pytest.raises(CodaError, match="together"):
+        ContinuousVAE(small_autoencoder(), scale=[1.0])
+
+
+def test_what_is_not_there_is_one_clear_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("no weights")
+    for given, message in [
+        (str(tmp_path / "nowhere"), "no such file or directory"),
+        (tmp_path / "empty", "holds no VAE"),
+        (tmp_path / "notes.txt", "no file of weights"),
+    ]:
+        with pytest.raises(CodaError, match=message) as error:
+            load_vae(given)
+        one_line(error)
+    with pytest.raises(CodaError, match="some/model: no such directory, and the hub did not give it") as error:
+        load_vae("some/model", cache_dir=tmp_path, local_files_only=True)
+    one_line(error)
+    with pytest.raises(TypeError, match="local_files"):
+        load_vae("some/model", local_files=True)
+
+
+@pytest.mark.parametrize("subfolder", ["", "vae"])
+def test_a_hub_name_is_found_in_the_cache_without_a_network(small_autoencoder, images, tmp_path, subfolder):
+    repository = tmp_path / "models--some--model"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    autoencoder = small_autoencoder()
+    autoencoder.save_pretrained(snapshot / subfolder)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    vae = load_vae("some/model", cache_dir=tmp_path, local_files_only=True)
+    with torch.no_grad():
+        z = autoencoder.encode(images).latent_dist.mode()
+        assert torch.equal(vae.encode(images), vae.normalise(z))

@@ -1,0 +1,1 @@
+"""The residual quantizer: retrieval from one codebook, level by level."""

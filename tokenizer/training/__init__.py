@@ -1,0 +1,1 @@
+"""Parts shared by the training loops: optimizer and EMA, run directory, losses, discriminator."""

@@ -1,0 +1,1 @@
+"""Continuous VAEs: loading, normalization, LoRA and tiling."""

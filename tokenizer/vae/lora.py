@@ -1,0 +1,132 @@
+"""Low-rank adaptation of a VAE's layers, encoder and decoder (paper, Section 3.4), by peft.
+
+An adapted convolution is `y = conv(x) + up(down(x))`, scale 1: `down` has the convolution's kernel, stride and padding
+and `rank` outputs, drawn from N(0, 1/rank²); `up` is 1×1 and starts at zero, so that nothing changes at first. The base
+weights stay as they are until `merge_lora` folds the product into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from ..foundation.errors import CodaError
+from ..foundation.strict_loading import account_for
+from .autoencoders import lora_targets
+from .continuous_vae import ContinuousVAE
+
+_ADAPTER = "default"  # peft's name of the only adapter there is
+
+
+def add_lora(vae: ContinuousVAE, rank: int, seed: int = 0) -> list[str]:
+    """Put LoRA on the layers that the published training adapts; only its parameters are trainable afterwards.
+
+    Args:
+        vae: Changed in place.
+        rank: Of the update.
+        seed: Of the initial values.
+
+    Returns:
+        Names of the adapted layers within the autoencoder.
+
+    Raises:
+        CodaError: The rank is not positive, or LoRA is there already.
+    """
+    if rank < 1:
+        raise CodaError(f"a LoRA of rank {rank} adapts nothing; 1 is the least")
+    if _layers(vae):
+        raise CodaError("this VAE has a LoRA already: merge it first")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        bias="none",
+        init_lora_weights="gaussian",
+        target_modules=list(lora_targets(vae.autoencoder)),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, vae.autoencoder, _ADAPTER)
+    vae.requires_grad_(False)
+    for layer in _layers(vae).values():
+        _pad_alike(layer)
+    for parameter in lora_parameters(vae):
+        parameter.requires_grad_(True)
+    return list(_layers(vae))
+
+
+def lora_parameters(vae: ContinuousVAE) -> list[torch.Tensor]:
+    """The parameters of the LoRA, `down` before `up`, layer by layer; empty without one."""
+    return [weight for layer in _layers(vae).values() for weight in (_down(layer).weight, _up(layer).weight)]
+
+
+def lora_state(vae: ContinuousVAE) -> dict[str, torch.Tensor]:
+    """The LoRA's tensors: `<layer>.down.weight` and `<layer>.up.weight`, detached, not copied."""
+    layers = _layers(vae).items()
+    down = {f"{name}.down.weight": _down(layer).weight.detach() for name, layer in layers}
+    return down | {f"{name}.up.weight": _up(layer).weight.detach() for name, layer in layers}
+
+
+@torch.no_grad()
+def load_lora_state(vae: ContinuousVAE, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy what `lora_state` gave into the LoRA of a VAE that has one of the same rank.
+
+    Raises:
+        CodaError: Tensors are missing, left over or misshapen.
+    """
+    own = lora_state(vae)
+    misshapen = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    account_for("the LoRA", own.keys() - state.keys(), state.keys() - own.keys(), misshapen)
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
+
+
+@contextmanager
+def lora_disabled(vae: ContinuousVAE) -> Iterator[None]:
+    """Within the block the VAE computes what it did before it was adapted."""
+    layers = list(_layers(vae).values())
+    trainable = [parameter.requires_grad for parameter in lora_parameters(vae)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, flag in zip(lora_parameters(vae), trainable, strict=True):
+            parameter.requires_grad_(flag)  # peft turns it on
+
+
+def merge_lora(vae: ContinuousVAE) -> ContinuousVAE:
+    """Fold the LoRA into the base weights and take it off: plain layers again, frozen. Returns `vae`."""
+    for name, layer in _layers(vae).items():
+        layer.merge(safe_merge=True)  # looks for NaNs
+        parent, _, child = name.rpartition(".")
+        setattr(vae.autoencoder.get_submodule(parent), child, layer.get_base_layer())
+    if hasattr(vae.autoencoder, "peft_config"):
+        del vae.autoencoder.peft_config
+    return vae.requires_grad_(False)
+
+
+def _layers(vae: ContinuousVAE) -> dict[str, LoraLayer]:
+    return {name: module for name, module in vae.autoencoder.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _down(layer: LoraLayer) -> nn.Conv2d | nn.Linear:
+    return layer.lora_A[_ADAPTER]
+
+
+def _up(layer: LoraLayer) -> nn.Conv2d | nn.Linear:
+    return layer.lora_B[_ADAPTER]
+
+
+def _pad_alike(layer: LoraLayer) -> None:
+    """Pad for `down` as the convolution does, which peft forgets: else merging would change the picture's border."""
+    base, down = layer.get_base_layer(), _down(layer)
+    if isinstance(base, nn.Conv2d) and isinstance(down, nn.Conv2d):
+        down.padding_mode = base.padding_mode
