@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .quantizing import quantizer_speed
     from .reconstruction import reconstruction_metrics
     from .report import Figure, Report, Table
-    from .scale import tokenizing_scale
     from .speed import speed
     from .tokenizing import tokenizing_speed
 
@@ -24,7 +23,6 @@ __all__ = lazy_package(
         ".quantizing": ["quantizer_speed"],
         ".reconstruction": ["reconstruction_metrics"],
         ".report": ["Figure", "Report", "Table"],
-        ".scale": ["tokenizing_scale"],
         ".speed": ["speed"],
         ".tokenizing": ["tokenizing_speed"],
     },

@@ -50,7 +50,6 @@ COMMANDS = {
     "benchmark gfid": "benchmark_gfid:gfid",
     "benchmark ablation": "benchmark_ablation:ablation",
     "benchmark speed": "benchmark_speed:speed",
-    "benchmark scale": "benchmark_scale:scale",
 }
 GROUPS = {
     "cache": "coda cache exchanges code caches with programs that know nothing of coda.",

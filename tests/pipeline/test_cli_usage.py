@@ -36,7 +36,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         ([], "coda: which command? train-vae, adapt"),
         (["smaple"], 'coda: no command "smaple"; did you mean sample?'),
         (["--seed", "sample"], "coda: --seed stands before the command"),
-        (["benchmark"], "coda: benchmark needs a second word; there are rfid, gfid, ablation, speed, scale"),
+        (["benchmark"], "coda: benchmark needs a second word; there are rfid, gfid, ablation, speed"),
         (["benchmark", "rfd"], 'coda: no "benchmark rfd"; did you mean rfid?'),
         (["edit", "photo.jpg"], 'coda: no "edit photo.jpg"'),
         (["sample", "--stpes", "3"], "coda sample: unknown flag --stpes; did you mean --steps?"),

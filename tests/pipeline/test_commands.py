@@ -29,7 +29,6 @@ LIBRARY = {
     "benchmark gfid": ("coda.benchmarks", "generation_metrics"),
     "benchmark ablation": ("coda.benchmarks", "ablation"),
     "benchmark speed": ("coda.benchmarks", "speed"),
-    "benchmark scale": ("coda.benchmarks", "tokenizing_scale"),
 }
 # Flags whose default differs from the parameter of that name, and why.
 OWN_DEFAULTS = {
