@@ -6,14 +6,15 @@ Nothing here imports torch, so a command line can check its classes before anyth
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral
-from pathlib import Path
 from typing import NoReturn
+
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.images import imagenet
 
 _WNID = re.compile(r"n\d{8}")
 
@@ -38,12 +39,7 @@ class ImageClass:
 @cache
 def imagenet_classes() -> tuple[ImageClass, ...]:
     """The 1,000 classes of ImageNet-1k in the order of their indices, which is that of their WordNet ids."""
-    spec = importlib.util.find_spec("coda.tokenizer")  # finds the folder without running the package
-    assert spec is not None and spec.submodule_search_locations is not None
-    folders = [Path(folder) for folder in spec.submodule_search_locations]
-    table = next(path for folder in folders if (path := folder / "imagenet_classes.tsv").is_file())
-    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()[1:]]
-    return tuple(ImageClass(int(index), wnid, tuple(names.split(", "))) for index, wnid, names in rows)
+    return tuple(ImageClass(index, entry.wnid, entry.names) for index, entry in enumerate(imagenet.imagenet_classes()))
 
 
 class ClassTable:
@@ -173,6 +169,4 @@ def _plain(word: str) -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    from coda.tokenizer.foundation.errors import CodaError  # the package around it imports torch: only when needed
-
     raise CodaError(message)
