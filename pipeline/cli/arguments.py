@@ -12,11 +12,30 @@ import difflib
 import inspect
 import math
 import re
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
+
+from coda.tokenizer.foundation.settings import (  # noqa: F401
+    Count,
+    Device,
+    Fraction,
+    Kind,
+    Natural,
+    Parsed,
+    Part,
+    Positive,
+    Precision,
+    Range,
+    Seed,
+    Side,
+    Size,
+    TrainingPrecision,
+    Unsplit,
+    Weight,
+    kind_of,
+)
 
 EMPTY = inspect.Parameter.empty
 COMMON_FLAGS = ("config", "dry-run", "debug", "help")
@@ -28,61 +47,6 @@ class UsageError(Exception):
 
 class FailedRun(Exception):
     """What a `CodaError` is, for those who must not import torch; exit status 1."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a number, both included unless `open_low`."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False
-
-    def holds(self, value: float) -> bool:
-        """Whether `value` lies inside."""
-        return (self.low < value if self.open_low else self.low <= value) and value <= self.high
-
-    def __str__(self) -> str:
-        low = f"{'more than' if self.open_low else 'at least'} {self.low:g}" if self.low > -math.inf else ""
-        high = f"at most {self.high:g}" if self.high < math.inf else ""
-        return " and ".join(part for part in (low, high) if part)
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """A value with a notation of its own: `parse` takes text (or a configuration's value) and raises ValueError."""
-
-    parse: Callable[[Any], Any]
-    what: str
-    metavar: str
-
-
-class Unsplit:
-    """A list whose words may hold commas: repeated, but not split here."""
-
-
-def parse_side(value: Any) -> int | tuple[int, int]:
-    """One level's side: 4, "4" or "2x4" (height x width), as a number or a pair."""
-    numbers = list(value) if isinstance(value, list | tuple) else str(value).split("x")
-    if len(numbers) not in (1, 2) or not all(re.fullmatch(r"[1-9]\d*", str(number)) for number in numbers):
-        raise ValueError
-    height, width = (int(number) for number in (numbers[0], numbers[-1]))
-    return height if height == width else (height, width)
-
-
-def parse_device(value: Any) -> str:
-    """A device's name as torch spells it, or "auto"."""
-    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise ValueError
-    return value
-
-
-def parse_part(value: Any) -> str:
-    """A share of a data set, "1/4" being the first of four."""
-    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value) if isinstance(value, str) else None
-    if not match or int(match[1]) > int(match[2]):
-        raise ValueError
-    return str(value)
 
 
 def parse_box(value: Any) -> tuple[float, ...]:
@@ -101,55 +65,11 @@ def parse_region(value: Any) -> tuple[float, ...] | str:
     return value
 
 
-Count = Annotated[int, Range(1)]
-Natural = Annotated[int, Range(0)]
-Seed = Annotated[int, Range(0, 2**62)]
-Positive = Annotated[float, Range(0, open_low=True)]
-Weight = Annotated[float, Range(0)]
-Fraction = Annotated[float, Range(0, 1)]
-Side = Annotated[Any, Parsed(parse_side, "a side like 4 or 2x4", "SIDE")]
-Size = Annotated[Any, Parsed(parse_side, "a number of pixels like 256, or 192x256 (height x width)", "PIXELS")]
-Device = Annotated[str, Parsed(parse_device, "a device: auto, cpu, cuda, cuda:1 or mps", "DEVICE")]
 Box = Annotated[Any, Parsed(parse_box, "a box like 64,64,192,192: left,top,right,bottom", "L,T,R,B")]
 Region = Annotated[
     Any, Parsed(parse_region, "a box like 64,64,192,192 (left,top,right,bottom) or a mask image", "L,T,R,B|PATH")
 ]
-Part = Annotated[str, Parsed(parse_part, "a part like 1/4", "I/N")]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-TrainingPrecision = Literal["auto", "float32", "bfloat16"]
 Extractor = Literal["auto", "inception", "efficientnet_lite0"]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What one parameter takes."""
-
-    base: Any
-    optional: bool = False
-    many: bool = False
-    split: bool = True
-    choices: tuple[Any, ...] = ()
-    range: Range | None = None
-    parsed: Parsed | None = None
-
-    @property
-    def metavar(self) -> str:
-        """How help names a value."""
-        if self.choices:
-            return "|".join(map(str, self.choices)) + (",..." if self.many and self.split else "")
-        names = {int: "INT", float: "NUMBER", Path: "PATH", str: "TEXT"}
-        one = self.parsed.metavar if self.parsed else names[self.base]
-        return one + (",..." if self.many and self.split else "")
-
-    @property
-    def what(self) -> str:
-        """One value in words, for error messages."""
-        if self.parsed:
-            return self.parsed.what
-        if self.choices:
-            return "one of " + ", ".join(map(str, self.choices))
-        words = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
-        return words.get(self.base, "text") + (f", {self.range}" if self.range else "")
 
 
 @dataclass(frozen=True)
@@ -181,31 +101,9 @@ def arguments_of(function: Callable[..., Any]) -> list[Argument]:
     """The arguments of a command function, in the order of its signature."""
     hints = get_type_hints(function, include_extras=True)
     return [
-        Argument(p.name, _kind(hints[p.name]), p.default, positional=p.kind is not inspect.Parameter.KEYWORD_ONLY)
+        Argument(p.name, kind_of(hints[p.name]), p.default, positional=p.kind is not inspect.Parameter.KEYWORD_ONLY)
         for p in inspect.signature(function).parameters.values()
     ]
-
-
-def _kind(hint: Any) -> Kind:
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        kind = _kind(parts[0])
-        for mark in parts[1:]:
-            if mark is Unsplit:
-                kind = Kind(**{**vars(kind), "split": False})
-            else:
-                kind = Kind(**{**vars(kind), "range" if isinstance(mark, Range) else "parsed": mark})
-        return kind
-    if origin in (Union, types.UnionType):
-        (rest,) = (part for part in parts if part is not types.NoneType)
-        return Kind(**{**vars(_kind(rest)), "optional": True})
-    if origin is tuple:
-        assert parts[1:] == (...,), f"only tuple[X, ...] is a list flag, not {hint}"
-        return Kind(**{**vars(_kind(parts[0])), "many": True})
-    if origin is Literal:
-        return Kind(type(parts[0]), choices=parts)
-    assert hint in (int, float, bool, str, Path, Any), f"no command-line notation for {hint}"
-    return Kind(hint)
 
 
 def convert(text: str, argument: Argument) -> Any:
@@ -245,32 +143,14 @@ def _one(text: str, kind: Kind) -> Any:
 
 def convert_config(value: Any, argument: Argument) -> Any:
     """A value of a configuration file (already of a JSON or TOML type); UsageError where it is of another type."""
-    kind = argument.kind
-    if value is None and kind.optional:
-        return None
     try:
-        if kind.many:
-            return tuple(_typed(item, kind) for item in (value if isinstance(value, list) else [value]))
-        return _typed(value, kind)
+        return argument.kind.check(value)
     except ValueError:
-        raise UsageError(f"{argument.word} = {value!r} is not {kind.what}") from None
-
-
-def _typed(value: Any, kind: Kind) -> Any:
-    if kind.parsed:
-        return kind.parsed.parse(value)
-    if kind.choices:
-        return value if value in kind.choices else _no()
-    if kind.base is bool:
-        return value if isinstance(value, bool) else _no()
-    if kind.base in (int, float):
-        right = isinstance(value, int if kind.base is int else int | float) and not isinstance(value, bool)
-        return _within(kind.base(value), kind) if right else _no()
-    return kind.base(value) if isinstance(value, str) and value else _no()
+        raise UsageError(f"{argument.word} = {value!r} is not {argument.kind.what}") from None
 
 
 def _within(number: Any, kind: Kind) -> Any:
-    return number if math.isfinite(number) and (kind.range is None or kind.range.holds(number)) else _no()
+    return number if kind.in_range(number) else _no()
 
 
 def _no() -> Any:

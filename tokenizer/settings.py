@@ -1,0 +1,108 @@
+"""Settings of the tokenizer's commands: `train_vae`, `adapt` and `tokenize_dataset`. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from .foundation.settings import (
+    Count,
+    Device,
+    Fraction,
+    Natural,
+    Part,
+    Positive,
+    Range,
+    Seed,
+    Settings,
+    Side,
+    Size,
+    TrainingPrecision,
+    Weight,
+    setting,
+)
+
+
+@dataclass(frozen=True)
+class VaeSettings(Settings):
+    """Settings of `train_vae` that change its result."""
+
+    size: Count = setting(64, "Image size in pixels, a multiple of the factor.")
+    architecture: Literal["kl", "tiny"] = setting("kl", "kl (AutoencoderKL, better) or tiny (AutoencoderTiny, faster).")
+    factor: Count = setting(8, "Downsampling factor of the latent, a power of two.")
+    latent_channels: Count = setting(16, "Latent channels.")
+    width: Count = setting(16, "Channels at full resolution.")
+    steps: Count = setting(3000, "Optimizer steps.")
+    batch_size: Count = setting(32, "Images per step, over all processes.")
+    lr: Positive = setting(1e-3, "Peak learning rate.")
+    warmup: Natural = setting(100, "Steps of linear warm-up.")
+    l1_weight: Weight = setting(1.0, "Weight of the mean absolute error.")
+    l2_weight: Weight = setting(1.0, "Weight of the mean squared error.")
+    perceptual_weight: Weight = setting(0.1, "Weight of the perceptual loss.")
+    kl_weight: Weight = setting(1e-4, "Weight of the KL divergence from N(0, 1), in nats per latent element.")
+    ema_decay: Fraction = setting(0.995, "EMA decay. The averaged weights are saved.")
+    seed: Seed = setting(0, "Seed for all randomness.")
+
+
+@dataclass(frozen=True)
+class AdaptSettings(Settings):
+    """Settings of `adapt` that change its result."""
+
+    size: Size | None = setting(
+        None, "Image size in pixels; by default the short side of the first image, at most 256."
+    )
+    sides: tuple[Side, ...] | None = setting(
+        None, "Sides of the levels, smallest first (1,2,4,8 or 1x2,2x4); by default chosen by the latent's size."
+    )
+    codebook_size: Annotated[int, Range(2)] = setting(4096, "Number of codes, K.")
+    attention_dim: Count | None = setting(
+        None, "Width of the retrieval attention; by default twice the latent channels."
+    )
+    norm: Literal["rms_norm", "layer_norm"] = setting("rms_norm", "Normalization of queries and keys.")
+    lora_rank: Natural = setting(32, "LoRA rank; 0 leaves the VAE unchanged.")
+    steps: Natural = setting(500, "Optimizer steps; 0 keeps the k-means initialization.")
+    batch_size: Count = setting(16, "Images per step, over all processes.")
+    lr: Positive = setting(5e-4, "Peak learning rate.")
+    warmup: Natural = setting(50, "Steps of linear warm-up.")
+    kmeans_images: Count | None = setting(
+        None, "Images for the k-means initialization; by default enough for 128 vectors per code."
+    )
+    l1_weight: Weight = setting(1.0, "Weight of the mean absolute error.")
+    l2_weight: Weight = setting(1.0, "Weight of the mean squared error.")
+    perceptual_weight: Weight = setting(0.1, "Weight of the perceptual loss.")
+    entropy_weight: Weight = setting(0.05, "Weight of the quantizer's entropy loss.")
+    adversarial_weight: Weight = setting(0.0, "Weight of the discriminator's loss; 0 trains without a discriminator.")
+    adversarial_start: Natural = setting(0, "First step with the discriminator.")
+    ema_decay: Fraction = setting(0.995, "EMA decay. The averaged weights are saved.")
+    seed: Seed = setting(0, "Seed for all randomness.")
+
+
+@dataclass(frozen=True)
+class TokenizeSettings(Settings):
+    """Settings of `tokenize_dataset`."""
+
+    size: Count | None = setting(None, "Expected image size in pixels; must equal the tokenizer's.")
+    flip: bool = setting(False, "Also encode every image mirrored.")
+    ten_crop: bool = setting(False, "Encode ten crops of every image instead, as LlamaGen does.")
+    part: Part | None = setting(
+        None, "Encode one part only: 1/4 is the first of four; parts are whole shards, and merge-cache joins them."
+    )
+    batch_size: Count = setting(32, "Images per batch.")
+    shard_size: Count = setting(16384, "Images per shard of the cache.")
+    max_skipped: Natural | None = setting(None, "Fail if more images than this cannot be read.")
+
+
+@dataclass(frozen=True)
+class RunOptions(Settings):
+    """How a long command runs. Apart from the precision, these do not affect the result."""
+
+    workers: Natural = setting(0, "Worker processes that load data; 0 loads in the main process.")
+    device: Device = setting("auto", "Device: auto, cpu, cuda, cuda:1 or mps.")
+    dtype: TrainingPrecision = setting(
+        "auto", "Precision of the arithmetic; auto is bfloat16 on CUDA and float32 elsewhere."
+    )
+    overwrite: bool = setting(False, "Start over, replacing the existing output.")
+    strict: bool = setting(False, "Stop at an image that cannot be read instead of skipping it.")
+    checkpoint_every: Count | None = setting(
+        None, "Steps between checkpoints; by default 250 for train-vae, 100 for adapt, 500 for train-maskgit."
+    )
