@@ -16,7 +16,7 @@ from typing import Any
 
 from coda.tokenizer import CodeLayout, adapt, default_sides, load_vae
 from coda.tokenizer.foundation.errors import CodaError
-from coda.tokenizer.foundation.progress import note
+from coda.tokenizer.foundation.progress import log_info
 from coda.tokenizer.images import ImageSource
 from coda.tokenizer.layout import Side
 from coda.tokenizer.training.run_directory import RunDirectory
@@ -156,7 +156,7 @@ def ablation(
     recipes = list(dict.fromkeys([*rungs.values(), *sweep.values()]))
     for number, recipe in enumerate(recipes, 1):
         folder = run.path / "rungs" / _folder_name(recipe)
-        note(f"Rung {number} of {len(recipes)}: {_folder_name(recipe)}")
+        log_info(f"Rung {number} of {len(recipes)}: {_folder_name(recipe)}")
         made = adapt(vae, data, folder / "tokenizer", codebook_size=codebook_size, **asdict(recipe), **shared)
         measured[recipe] = reconstruction_metrics(
             made,

@@ -16,9 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from coda.tokenizer import CodaError
+from coda.tokenizer.foundation.errors import CodaError, first_line
 from coda.tokenizer.foundation.hub import fetch, local_path
-from coda.tokenizer.foundation.strict_loading import account_for, first_line, read_json
+from coda.tokenizer.foundation.reading import read_json
+from coda.tokenizer.foundation.strict_loading import account_for
 
 _PATTERNS = ("*.json", "*.safetensors", "README.md")  # neither pickles nor code
 _WEIGHTS = "diffusion_pytorch_model"

@@ -23,7 +23,7 @@ from peft import get_peft_model_state_dict
 
 from .foundation.atomic_io import save_tensors
 from .foundation.errors import CodaError
-from .foundation.progress import note, progress
+from .foundation.progress import log_info, progress
 from .foundation.seeding import derived_seed
 from .images import ImageSource, decode_image, open_images, training_batches
 from .images.source import BrokenImage
@@ -241,7 +241,7 @@ def _train(training: _Training, settings: _Settings, run: RunDirectory, loading:
             if done % loading.checkpoint_every == 0 and done < settings.steps and accelerator.is_main_process:
                 run.save(*training.checkpoint(done))
     if skipped:
-        note(f"{skipped:,} images could not be read and were replaced by others")
+        log_info(f"{skipped:,} images could not be read and were replaced by others")
 
     if accelerator.is_main_process:
         trained.use_average()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .foundation.errors import CodaError
-from .foundation.strict_loading import read_json
+from .foundation.reading import read_json
 
 if TYPE_CHECKING:
     from .quantizer.residual_quantizer import ResidualQuantizer

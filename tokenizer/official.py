@@ -20,7 +20,8 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from .foundation.errors import CodaError
-from .foundation.strict_loading import fill, read_json, read_tensors
+from .foundation.reading import read_json
+from .foundation.strict_loading import fill, read_tensors
 from .layout import Side, default_sides
 from .quantizer.residual_quantizer import ResidualQuantizer
 from .tokenizer import CodaTokenizer

@@ -16,13 +16,13 @@ import torch
 from accelerate import Accelerator
 
 from .code_cache import CacheWriter, CodeCache, ShardRows
-from .code_cache.description import first_half
+from .code_cache.description import manifest_header
 from .code_cache.format import MANIFEST
 from .code_cache.variants import crop_of, each_variant, size_for, variant_names
 from .code_cache.writer_thread import WriterThread
 from .foundation.distributed import Processes
 from .foundation.errors import CodaError
-from .foundation.progress import note, progress
+from .foundation.progress import log_info, progress
 from .images import ImageBatch, ImageDataset, ImageSource, Skipped, open_images, read_batches, to_unit
 from .images.decoding import ORIENTATION, RESAMPLING, TRANSPARENCY
 from .tokenizer import CodaTokenizer
@@ -136,7 +136,7 @@ def tokenize_dataset(
             _check_skipped(writer.skipped, source.location, most_skipped)
             writer.finish()
         seconds = time.monotonic() - began
-        return processes.from_first(lambda: _sum_up(out, encoded, seconds))
+        return processes.broadcast_from_main(lambda: _sum_up(out, encoded, seconds))
 
 
 @torch.inference_mode()
@@ -171,7 +171,7 @@ def _advise_on_shards(items: int, shard_size: int, processes: Processes) -> None
     """Say so if processes will wait for others because shards are shared out whole."""
     largest = max(1, items // (_FEWEST_SHARDS * processes.count))
     if processes.count > 1 and processes.rank == 0 and shard_size > largest:
-        note(
+        log_info(
             f"few shards for {processes.count} processes: some will wait for others; --shard-size {largest} makes more"
         )
 
@@ -180,7 +180,9 @@ def _sum_up(out: str | Path, encoded: int, seconds: float) -> TokenizeSummary:
     cache = CodeCache(out)
     skipped = [Skipped(**item) for item in cache.manifest["skipped"]]
     if skipped:
-        note(f"left out {len(skipped):,} items; the first, {skipped[0].key}, {skipped[0].reason}; all in {MANIFEST}")
+        log_info(
+            f"left out {len(skipped):,} items; the first, {skipped[0].key}, {skipped[0].reason}; all in {MANIFEST}"
+        )
     return TokenizeSummary(cache.path, cache.num_images, skipped, encoded, seconds)
 
 
@@ -201,7 +203,7 @@ def describe_cache(
         "transparency": TRANSPARENCY,
         "precision": precision,
     }
-    return first_half(tokenizer, source, variants, preprocessing, shard_size, part)
+    return manifest_header(tokenizer, source, variants, preprocessing, shard_size, part)
 
 
 def _read_remaining(
@@ -231,11 +233,11 @@ def _write_codes(
     _check_skipped(skipped, location, most_skipped)
     done = writer.items - sum(map(len, writer.remaining()))
     with progress("Tokenizing", writer.items, "images", completed=done) as bar, WriterThread(writer) as thread:
-        for upto, batch in batches:
+        for end, batch in batches:
             skipped += batch.skipped
             _check_skipped(skipped, location, most_skipped)
             codes = encode(batch.images) if len(batch) else torch.empty(0, *writer.shape, dtype=torch.int64)
-            thread.append(ShardRows(codes, batch.labels, batch.indices, batch.keys), batch.skipped, upto)
+            thread.append(ShardRows(codes, batch.labels, batch.indices, batch.keys), batch.skipped, end)
             encoded += len(batch)
             bar.advance(len(batch) + len(batch.skipped), skipped=len(skipped))
     return encoded

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from .foundation.errors import CodaError
-from .foundation.progress import note, progress
+from .foundation.progress import log_info, progress
 from .foundation.seeding import derived_seed, step_generator
 from .images import ImageSource, image_batches, open_images, training_batches
 from .training.losses import kl_loss, reconstruction_loss
@@ -202,7 +202,7 @@ def _train(
             if done % loading.checkpoint_every == 0 and done < settings.steps and accelerator.is_main_process:
                 run.save(done, trained.tensors("vae"))
     if skipped:
-        note(f"{skipped:,} images could not be read and were replaced by others")
+        log_info(f"{skipped:,} images could not be read and were replaced by others")
 
     if accelerator.is_main_process:
         trained.use_average()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,31 +78,23 @@ def _refuse(path: str, kind: str, given: Mapping[str, bool]) -> None:
 def _what(path: str) -> tuple[str, Callable[[str], Facts] | None]:
     """What lies at `path`, and the function that looks into it; None for a code cache, which has a file of its own."""
     from coda.tokenizer.foundation.errors import CodaError
+    from coda.tokenizer.foundation.reading import read_json
 
     folder = Path(path).expanduser()
     if path == "bundled" or (folder / "model_index.json").is_file():
-        kind = _json(folder / "model_index.json").get("_class_name") if path != "bundled" else "CodaPipeline"
+        kind = read_json(folder / "model_index.json").get("_class_name") if path != "bundled" else "CodaPipeline"
         return ("pipeline", _pipeline) if kind == "CodaPipeline" else ("continuous VAE", _vae)
     if (folder / "coda_tokenizer.json").is_file():
         return "tokenizer", _tokenizer
     if any((folder / name).is_file() for name in ("manifest.json", "progress.json")):  # whole or unfinished
         return "code cache", None
-    if (folder / "config.json").is_file() and _json(folder / "config.json").get("_class_name") == "MaskGitTransformer":
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if config.get("_class_name") == "MaskGitTransformer":
         return "generator", _generator
-    if (folder / "run.json").is_file() and not _json(folder / "run.json").get("complete"):
-        run = _json(folder / "run.json")
+    run = read_json(folder / "run.json") if (folder / "run.json").is_file() else {"complete": True}
+    if not run.get("complete"):
         raise CodaError(f"{path} holds an unfinished run ({run.get('kind')}): give its command again to finish it")
     return "continuous VAE", _vae
-
-
-def _json(path: Path) -> dict[str, Any]:
-    from coda.tokenizer.foundation.errors import CodaError
-
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CodaError(f"{path} is no readable JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _tokenizer(path: str) -> Facts:

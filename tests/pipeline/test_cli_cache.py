@@ -12,7 +12,7 @@ from coda.pipeline.cli.cli import main
 from coda.pipeline.commands.cache import export_cache
 from coda.tokenizer import CodaTokenizer, CodeCache
 from coda.tokenizer.code_cache import CacheWriter, ShardRows
-from coda.tokenizer.code_cache.description import first_half
+from coda.tokenizer.code_cache.description import manifest_header
 from coda.tokenizer.code_cache.export_formats import EXPORT_FORMATS
 from coda.tokenizer.images import open_images
 
@@ -33,7 +33,7 @@ def cache(tmp_path: Path) -> CodeCache:
     photographs.mkdir()
     for i in range(3):
         (photographs / f"{i}.png").touch()
-    head = first_half(tokenizer, open_images(photographs), ["original"], {"size": [16, 16]}, 2, None)
+    head = manifest_header(tokenizer, open_images(photographs), ["original"], {"size": [16, 16]}, 2, None)
     writer = CacheWriter("runs/cache", head, tokenizer.value_table())
     codes = torch.randint(32, (3, 1, 85), generator=torch.Generator().manual_seed(0))
     for span in writer.remaining():

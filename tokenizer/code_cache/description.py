@@ -24,7 +24,7 @@ class DescribedSource(Protocol):
         """Number of items."""
 
 
-def first_half(
+def manifest_header(
     tokenizer: CodaTokenizer,
     source: DescribedSource,
     variants: Sequence[str],

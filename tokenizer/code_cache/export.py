@@ -17,8 +17,9 @@ from pathlib import Path
 from ..foundation.atomic_io import publish_directory, sha256_of, write_json
 from ..foundation.errors import CodaError
 from ..foundation.progress import progress
+from ..foundation.reading import read_json
 from .export_formats import EXPORT_FORMATS
-from .format import MANIFEST, PROGRESS, VALUE_TABLE, Shard, read_json
+from .format import MANIFEST, PROGRESS, VALUE_TABLE, Shard
 from .lock import FolderLock
 from .reader import CodeCache
 

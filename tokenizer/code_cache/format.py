@@ -16,6 +16,7 @@ import torch
 
 from ..foundation.atomic_io import save_tensors
 from ..foundation.errors import CodaError
+from ..foundation.reading import read_json
 from ..layout import CodeLayout
 
 FORMAT = "coda code cache"
@@ -214,17 +215,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
         version = manifest.get("format_version")
         raise CodaError(f"{path} has format version {version}; this version of coda reads {FORMAT_VERSION}")
     return manifest
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file; CodaError if it is damaged."""
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise CodaError(f"{path} is damaged: it is no JSON object")
-    return found
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:

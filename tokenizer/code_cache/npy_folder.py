@@ -21,13 +21,12 @@ import torch
 from numpy.lib.format import read_array
 
 from ..foundation.atomic_io import sha256_of
-from ..foundation.errors import CodaError
+from ..foundation.errors import CodaError, first_line
 from ..foundation.progress import progress
-from ..foundation.strict_loading import first_line
 from ..images.labels import name_numbers
 from ..layout import CodeLayout
 from ..tokenizer import CodaTokenizer
-from .description import first_half
+from .description import manifest_header
 from .format import TEN_CROP, VARIANTS, ShardRows
 from .reader import CodeCache
 from .writer import CacheWriter
@@ -69,7 +68,7 @@ def import_npy(
         tokenizer = CodaTokenizer.from_pretrained(tokenizer)
     source = _NpyFolder(Path(folder), tokenizer.layout)
     preprocessing = {"size": list(tokenizer.size), **_UNKNOWN}
-    head = first_half(tokenizer, source, source.variants, preprocessing, shard_size, None)
+    head = manifest_header(tokenizer, source, source.variants, preprocessing, shard_size, None)
     with closing(CacheWriter(out, head, tokenizer.value_table().cpu(), overwrite)) as writer:
         if not writer.complete:
             _write_codes(writer, source)

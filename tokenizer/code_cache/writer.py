@@ -20,6 +20,7 @@ import torch
 from ..foundation.atomic_io import save_tensors, sha256_of, write_bytes, write_json
 from ..foundation.distributed import Processes
 from ..foundation.errors import CodaError
+from ..foundation.reading import read_json
 from ..images import Skipped
 from ..layout import CodeLayout
 from .format import (
@@ -30,7 +31,6 @@ from .format import (
     ShardRows,
     differences,
     finished_manifest,
-    read_json,
     shard_name,
     shard_spans,
     write_shard,
@@ -43,11 +43,11 @@ _HALF_WRITTEN = (".*.partial", ".tmp*")  # by a killed run: under our names, or 
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _OpenShard:
     """A shard at hand; replaced as a whole, so that an interruption never finds it half changed."""
 
     number: int
-    upto: int  # one past the last item
+    end: int  # one past the last item
     rows: tuple[ShardRows, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
@@ -57,9 +57,9 @@ class CacheWriter:
 
     Args:
         out: The cache's folder.
-        head: All that decides the cache's content, see `describe_cache`; another head is refused.
+        header: All that decides the cache's content, see `describe_cache`; another header is refused.
         value_table: (K, C), what codes stand for among normalised latents.
-        overwrite: Replace a cache that is whole or has another head. An unfinished one of the same head goes on
+        overwrite: Replace a cache that is whole or has another header. An unfinished one of the same header goes on
             all the same, and what is no cache is never touched.
         processes: Those that share the work, each with a writer; this one alone if None.
 
@@ -76,35 +76,35 @@ class CacheWriter:
     def __init__(
         self,
         out: str | Path,
-        head: dict[str, Any],
+        header: dict[str, Any],
         value_table: torch.Tensor,
         overwrite: bool = False,
         processes: Processes | None = None,
     ) -> None:
         self.path = Path(out)
-        self._head = head = json.loads(json.dumps(head))  # as it will read back: tuples become lists
-        self._layout = CodeLayout.from_json(head["layout"])
-        self._spans = shard_spans(head["source"]["items"], head["shard_size"], head["part"])
+        self._header = header = json.loads(json.dumps(header))  # as it will read back: tuples become lists
+        self._layout = CodeLayout.from_json(header["layout"])
+        self._spans = shard_spans(header["source"]["items"], header["shard_size"], header["part"])
         self._processes = processes or Processes(together=False)
-        self._own = {number: self._spans[number] for number in self._processes.share_of(sorted(self._spans))}
+        self._own = {number: self._spans[number] for number in self._processes.shard(sorted(self._spans))}
         self.items = sum(map(len, self._own.values()))
-        self.shape = (len(head["variants"]), self._layout.num_tokens)
+        self.shape = (len(header["variants"]), self._layout.num_tokens)
         if self.path.exists() and not self.path.is_dir():
             raise CodaError(f"{self.path} is a file; --out names a folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self._shards: dict[int, dict[str, Any]] = {}
         self._skipped: dict[int, Sequence[Skipped]] = {}
-        self._begun: dict[int, _Begun] = {}
+        self._begun: dict[int, _OpenShard] = {}
         self._saved_at, self._pause = time.monotonic(), _PENDING_SECONDS
         self._lock: FolderLock | None = None
         try:
-            found = self._processes.from_first(lambda: self._open(value_table, overwrite))
+            found = self._processes.broadcast_from_main(lambda: self._open(value_table, overwrite))
             self.complete, shards, skipped = found
             mine = shards.keys() & self._own if self._processes.rank else shards  # the first knows of all
             self._shards, self._skipped = ({n: known[n] for n in mine} for known in (shards, skipped))
             self._lock = self._lock or FolderLock(self.path, shared=True)
             if not self.complete:
-                self._take_up_pending()
+                self._resume_pending()
         except BaseException:
             self.close()
             raise
@@ -118,22 +118,22 @@ class CacheWriter:
     def remaining(self) -> list[range]:
         """The items that this process has still to encode, a range per shard."""
         missing = [number for number in self._own if number not in self._shards]
-        return [range(self._so_far(number).upto, self._own[number].stop) for number in missing]
+        return [range(self._so_far(number).end, self._own[number].stop) for number in missing]
 
-    def append(self, rows: ShardRows, skipped: Sequence[Skipped], upto: int) -> None:
-        """Add what became of the items up to (not including) place `upto`; never beyond the end of a shard.
+    def append(self, rows: ShardRows, skipped: Sequence[Skipped], end: int) -> None:
+        """Add what became of the items up to (not including) place `end`; never beyond the end of a shard.
 
         Args:
             rows: Those that were encoded.
             skipped: Those that could not be read.
-            upto: One past the last item.
+            end: One past the last item.
         """
-        number = (upto - 1) // self._head["shard_size"]
+        number = (end - 1) // self._header["shard_size"]
         before = self._so_far(number)
-        assert upto - before.upto == len(rows) + len(skipped), "items are out of order"
-        begun = _Begun(number, upto, (*before.rows, rows.on_disk(self._layout)), (*before.skipped, *skipped))
+        assert end - before.end == len(rows) + len(skipped), "items are out of order"
+        begun = _OpenShard(number, end, (*before.rows, rows.on_disk(self._layout)), (*before.skipped, *skipped))
         self._begun[number] = begun
-        if upto == self._own[number].stop:
+        if end == self._own[number].stop:
             self._close_shard(begun)
         elif time.monotonic() - self._saved_at > self._pause:
             self._save(begun)
@@ -162,12 +162,14 @@ class CacheWriter:
         assert len(self._shards) == len(self._spans), "there are items left to encode"
         skipped, items = self.skipped, sum(map(len, self._spans.values()))
         # A part without one image may still belong to a whole that has some.
-        if len(skipped) == items and self._head["part"] is None:
+        if len(skipped) == items and self._header["part"] is None:
             raise CodaError(f"none of {items:,} items can be read; the first, {skipped[0].key}, {skipped[0].reason}")
         if self._processes.rank == 0:
             shards = [self._shards[number] for number in sorted(self._shards)]
             table = sha256_of(self.path / VALUE_TABLE)
-            write_json(self.path / MANIFEST, finished_manifest(self._head, table, shards, [asdict(s) for s in skipped]))
+            write_json(
+                self.path / MANIFEST, finished_manifest(self._header, table, shards, [asdict(s) for s in skipped])
+            )
             self._tidy()
         self.complete = True
         return self.path
@@ -178,13 +180,13 @@ class CacheWriter:
             self._lock.close()
             self._lock = None
 
-    def _so_far(self, number: int) -> _Begun:
-        return self._begun.get(number) or _Begun(number, self._own[number].start)
+    def _so_far(self, number: int) -> _OpenShard:
+        return self._begun.get(number) or _OpenShard(number, self._own[number].start)
 
-    def _save(self, begun: _Begun) -> None:
+    def _save(self, begun: _OpenShard) -> None:
         since = time.monotonic()
         skipped = [asdict(item) for item in begun.skipped]
-        metadata = {"shard": begun.number, "upto": begun.upto, "skipped": skipped}
+        metadata = {"shard": begun.number, "upto": begun.end, "skipped": skipped}
         write_shard(self._pending(begun.number), self._joined(begun), self._layout, metadata)
         self._saved_at = time.monotonic()
         self._pause = max(_PENDING_SECONDS, (self._saved_at - since) / _PENDING_SHARE)
@@ -192,10 +194,10 @@ class CacheWriter:
     def _pending(self, number: int) -> Path:
         return self.path / f"pending-{shard_name(number)}"
 
-    def _joined(self, begun: _Begun) -> ShardRows:
+    def _joined(self, begun: _OpenShard) -> ShardRows:
         return ShardRows.joined(begun.rows, self.shape[0], self._layout)
 
-    def _close_shard(self, full: _Begun) -> None:
+    def _close_shard(self, full: _OpenShard) -> None:
         """Put a full shard in its place, then note it as done."""
         number, span, rows = full.number, self._own[full.number], self._joined(full)
         file = self.path / shard_name(number)
@@ -222,7 +224,7 @@ class CacheWriter:
         rank = self._processes.rank
         file = self.path / (PROGRESS if rank == 0 else f"progress-{rank}.json")
         # In one line: a readable note of thousands of shards takes Python over three times as long.
-        write_bytes(file, json.dumps({"head": self._head, "shards": done}, ensure_ascii=False).encode())
+        write_bytes(file, json.dumps({"head": self._header, "shards": done}, ensure_ascii=False).encode())
 
     def _open(self, value_table: torch.Tensor, overwrite: bool) -> tuple[bool, dict, dict]:
         """Whether the cache is whole, and its shards with what they left out; in the first process, before all else."""
@@ -231,7 +233,7 @@ class CacheWriter:
         if complete:
             self._tidy()
         else:
-            self._take_up(value_table)
+            self._resume(value_table)
         if self._processes.count > 1:
             self._lock.share()
         return complete, self._shards, self._skipped
@@ -245,24 +247,24 @@ class CacheWriter:
         if not whole.is_file() and not begun.is_file():
             raise CodaError(f"{self.path} holds something that is no code cache ({min(found)}); choose another --out")
         there = read_json(whole) if whole.is_file() else read_json(begun).get("head", {})
-        if there.get("format") != self._head["format"]:
+        if there.get("format") != self._header["format"]:
             raise CodaError(f"{self.path} holds something that is no code cache; choose another --out")
-        different = differences({key: there.get(key) for key in self._head}, self._head)
+        different = differences({key: there.get(key) for key in self._header}, self._header)
         if overwrite and (different or whole.is_file()):
-            self._begin_anew()
+            self._start_over()
             return False
         if different:
             which = "; ".join(different)
             raise CodaError(f"{self.path} holds another code cache ({which}); choose another --out or give --overwrite")
         return whole.is_file()
 
-    def _begin_anew(self) -> None:
+    def _start_over(self) -> None:
         """Make the cache that is here the beginning of another: a kill leaves the one or the other."""
         self._remove("pending-*", "progress-*.json")
         self._note_progress()
         self._remove(MANIFEST)
 
-    def _take_up(self, value_table: torch.Tensor) -> None:
+    def _resume(self, value_table: torch.Tensor) -> None:
         """Find out what runs before have left, trusting only what has the right checksum."""
         for notes in sorted(self.path.glob("progress*.json")):
             for number, shard in read_json(notes).get("shards", {}).items():
@@ -276,16 +278,16 @@ class CacheWriter:
         strays = {file.name for file in self.path.glob("shard-*")} - known
         self._remove(*strays, "progress-*.json", *_HALF_WRITTEN)
 
-    def _take_up_pending(self) -> None:
+    def _resume_pending(self) -> None:
         """Go on where runs before have stopped within shards of this process; a damaged file is as good as none."""
         for pending in self.path.glob("pending-*"):
             with suppress(CodaError, KeyError):
                 shard = Shard(pending)
-                number, upto = shard.metadata["shard"], shard.metadata["upto"]
+                number, end = shard.metadata["shard"], shard.metadata["upto"]
                 if number in self._own and number not in self._shards:
                     skipped = tuple(Skipped(**item) for item in shard.metadata["skipped"])
-                    self._begun[number] = _Begun(number, upto, (shard.rows(),), skipped)
-                    if upto == self._own[number].stop:
+                    self._begun[number] = _OpenShard(number, end, (shard.rows(),), skipped)
+                    if end == self._own[number].stop:
                         self._close_shard(self._begun[number])
 
     def _tidy(self) -> None:

@@ -28,11 +28,11 @@ class WriterThread:
         self._last: Future[None] | None = None
         self._waiting: deque[Future[None]] = deque()
 
-    def append(self, rows: ShardRows, skipped: Sequence[Skipped], upto: int) -> None:
+    def append(self, rows: ShardRows, skipped: Sequence[Skipped], end: int) -> None:
         """Hand a batch over, see `CacheWriter.append`; raises what went wrong with one before."""
         while self._waiting and (len(self._waiting) == _MOST_WAITING or self._waiting[0].done()):
             self._waiting.popleft().result()
-        self._last = self._thread.submit(self._append, self._last, rows, skipped, upto)
+        self._last = self._thread.submit(self._append, self._last, rows, skipped, end)
         self._waiting.append(self._last)
 
     def __enter__(self) -> WriterThread:
@@ -47,10 +47,10 @@ class WriterThread:
         if kind is None and self._last is not None:
             self._last.result()
 
-    def _append(self, before: Future[None] | None, rows: ShardRows, skipped: Sequence[Skipped], upto: int) -> None:
+    def _append(self, before: Future[None] | None, rows: ShardRows, skipped: Sequence[Skipped], end: int) -> None:
         if before is not None:
             before.result()  # after a batch that failed nothing is appended: its error goes from one to the next
-        self._writer.append(rows, skipped, upto)
+        self._writer.append(rows, skipped, end)
 
     def _save(self, before: Future[None] | None) -> None:
         if before is not None:

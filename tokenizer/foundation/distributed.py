@@ -36,7 +36,7 @@ class Processes:
         # Whatever the devices, a few words go from processor to processor: gloo.
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.count > 1 else None
 
-    def share_of(self, items: Sequence[Item]) -> Sequence[Item]:
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
         """This process's run of `items`; those of all processes, in order, are all items. It may be empty."""
         return items[len(items) * self.rank // self.count : len(items) * (self.rank + 1) // self.count]
 
@@ -48,11 +48,11 @@ class Processes:
         """
         found: list[T | None] = [value] * self.count
         if self.count > 1:
-            with _death_is_told():
+            with _report_dead_peer():
                 dist.all_gather_object(found, value, group=self._group)
         return cast(list[T], found)
 
-    def from_first(self, make: Callable[[], T]) -> T:
+    def broadcast_from_main(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first process, which alone calls it; the others wait for it.
 
         Raises:
@@ -60,13 +60,13 @@ class Processes:
         """
         made: list[T | None] = [make() if self.rank == 0 else None]
         if self.count > 1:
-            with _death_is_told():
+            with _report_dead_peer():
                 dist.broadcast_object_list(made, src=0, group=self._group)
         return cast(T, made[0])
 
 
 @contextmanager
-def _death_is_told() -> Iterator[None]:
+def _report_dead_peer() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # what gloo makes of a broken connection

@@ -62,6 +62,6 @@ def progress(title: str, total: int | None, unit: str = "steps", completed: int 
         yield Bar(display, display.tasks[display.task_ids.index(task)])
 
 
-def note(message: str) -> None:
+def log_info(message: str) -> None:
     """Tell the user something in one line on stderr, terminal or not."""
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(message)

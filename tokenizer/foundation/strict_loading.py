@@ -6,7 +6,6 @@ that nothing takes. Here both are errors, and so is a file that is damaged, in o
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .errors import CodaError
+from .errors import CodaError, first_line
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -92,27 +91,6 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CodaError(f"{path} holds something other than named tensors")
     return dict(state)
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        CodaError: There is no such file, or it is damaged.
-    """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CodaError(f"{path} cannot be read: {first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise CodaError(f"{path} holds no JSON object")
-    return value
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, which may have many."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _named(names: list[str]) -> str:

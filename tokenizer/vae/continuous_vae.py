@@ -20,7 +20,8 @@ from torch import nn
 
 from ..foundation.errors import CodaError
 from ..foundation.hub import fetch, local_path
-from ..foundation.strict_loading import load_strictly, read_json, read_tensors
+from ..foundation.reading import read_json
+from ..foundation.strict_loading import load_strictly, read_tensors
 from .autoencoders import KINDS, Autoencoder, autoencoder_class, build, describe, published_normalisation
 from .published_formats import is_kl16, is_taesd, kl16_from_state, taesd_files, taesd_from_files, taesd_from_state
 from .tiling import check_tiles, in_tiles

@@ -21,11 +21,11 @@ class Recorder:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
-    def append(self, rows: ShardRows, skipped: Any, upto: int) -> None:
+    def append(self, rows: ShardRows, skipped: Any, end: int) -> None:
         assert self.may_go_on.wait(timeout=20)
-        if upto == self.fails_at:
+        if end == self.fails_at:
             raise OSError(28, "No space left on device")
-        self.done.append(upto)
+        self.done.append(end)
 
     def save_pending(self) -> None:
         self.done.append("saved")
@@ -35,8 +35,8 @@ def test_the_next_batch_is_encoded_while_the_last_is_written() -> None:
     writer = Recorder()
     writer.may_go_on.clear()
     with WriterThread(writer) as thread:  # type: ignore[arg-type]
-        for upto in (1, 2, 3):
-            thread.append(ROWS, [], upto)
+        for end in (1, 2, 3):
+            thread.append(ROWS, [], end)
         assert writer.done == []  # the encoder is ahead by three batches
         writer.may_go_on.set()
     assert writer.done == [1, 2, 3]
@@ -50,9 +50,9 @@ def test_a_slow_writer_holds_the_encoder_up() -> None:
     def encode() -> None:
         nonlocal handed_over
         with WriterThread(writer) as thread:  # type: ignore[arg-type]
-            for upto in range(1, 101):
-                thread.append(ROWS, [], upto)
-                handed_over = upto
+            for end in range(1, 101):
+                thread.append(ROWS, [], end)
+                handed_over = end
 
     encoder = threading.Thread(target=encode)
     encoder.start()
@@ -67,15 +67,15 @@ def test_a_slow_writer_holds_the_encoder_up() -> None:
 def test_what_goes_wrong_with_writing_ends_the_encoding_and_nothing_is_written_after_it(fails_at: int) -> None:
     writer = Recorder(fails_at)
     with pytest.raises(OSError, match="No space left"), WriterThread(writer) as thread:  # type: ignore[arg-type]
-        for upto in range(1, 101):
-            thread.append(ROWS, [], upto)
+        for end in range(1, 101):
+            thread.append(ROWS, [], end)
     assert writer.done == list(range(1, fails_at))
 
 
 def test_an_interruption_loses_nothing_that_was_encoded() -> None:
     writer = Recorder()
     with pytest.raises(KeyboardInterrupt), WriterThread(writer) as thread:  # type: ignore[arg-type]
-        for upto in (1, 2, 3):
-            thread.append(ROWS, [], upto)
+        for end in (1, 2, 3):
+            thread.append(ROWS, [], end)
         raise KeyboardInterrupt
     assert writer.done == [1, 2, 3, "saved"]
