@@ -21,12 +21,12 @@ from coda.tokenizer.images import ImageSource
 from coda.tokenizer.layout import Side
 from coda.tokenizer.training.run_directory import RunDirectory
 
-from .extractors import FeatureExtractor, FigureNames, load_extractor, require_torch_fidelity, resolve_device
-from .plots import Plot
-from .provenance import describe_run, model_identity
+from .features.extractors import FeatureExtractor, FigureNames, load_extractor, require_torch_fidelity, resolve_device
+from .image_sets.image_set import ROUNDING, open_picture_set
 from .reconstruction import reconstruction_metrics
-from .reference import ROUNDING, open_picture_set
-from .report import Cell, Figure, Report, Table
+from .reports.plots import Plot
+from .reports.provenance import describe_run, model_identity
+from .reports.report import Cell, Figure, Report, Table
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
 
-from .distances import FeatureSet, Statistics, classifier_score, frechet_distance, kernel_distance, precision_recall
-from .extractors import FeatureExtractor, FigureNames
-from .reference import PictureSet
-from .report import Figure
+from .features.distances import (
+    FeatureSet,
+    Statistics,
+    classifier_score,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from .features.extractors import FeatureExtractor, FigureNames
+from .image_sets.image_set import PictureSet
+from .reports.report import Figure
 
 _TOO_FEW = "the reference brings statistics but too few pictures"
 _TOO_FEW_NEIGHBOURS = "needs more than 3 pictures a side"

@@ -14,13 +14,13 @@ from coda.tokenizer.foundation.seeding import step_generator
 from coda.tokenizer.images import ImageSource
 from coda.tokenizer.training.run_directory import RunDirectory
 
-from .adm_npz import write_npz
 from .comparison import Comparison, compare, sample_size_warnings
-from .extractors import FeatureExtractor, load_extractor, require_torch_fidelity, resolve_device
-from .provenance import describe_run, model_identity
-from .reference import ROUNDING, NpzSet, PictureSet, Size, SourceSet, look_at, open_picture_set
-from .report import Report
-from .sample_store import Sampler, SampleStore
+from .features.extractors import FeatureExtractor, load_extractor, require_torch_fidelity, resolve_device
+from .image_sets.adm_npz import write_npz
+from .image_sets.image_set import ROUNDING, NpzSet, PictureSet, Size, SourceSet, look_at, open_picture_set
+from .image_sets.sample_store import Sampler, SampleStore
+from .reports.provenance import describe_run, model_identity
+from .reports.report import Report
 
 STANDARD_COUNT = 50_000  # samples of a published figure (ADM)
 

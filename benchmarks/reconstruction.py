@@ -16,13 +16,13 @@ from coda.tokenizer.images import ImageSource, to_uint8, to_unit
 from coda.tokenizer.training.run_directory import RunDirectory
 
 from .comparison import sample_size_warnings
-from .distances import FeatureSet, Statistics, frechet_distance, kernel_distance
-from .extractors import FeatureExtractor, load_extractor, require_torch_fidelity, resolve_device
-from .pairs import psnr, ssim
-from .plots import Plot
-from .provenance import describe_run, model_identity
-from .reference import ROUNDING, Size, describe_seen, open_picture_set
-from .report import Figure, Report, Table
+from .features.distances import FeatureSet, Statistics, frechet_distance, kernel_distance
+from .features.extractors import FeatureExtractor, load_extractor, require_torch_fidelity, resolve_device
+from .image_sets.image_set import ROUNDING, Size, describe_seen, open_picture_set
+from .psnr_ssim import psnr, ssim
+from .reports.plots import Plot
+from .reports.provenance import describe_run, model_identity
+from .reports.report import Figure, Report, Table
 from .usage import CodeUsage, LevelUsage
 
 Reconstruct = Callable[[torch.Tensor], torch.Tensor]

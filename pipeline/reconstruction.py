@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from coda.benchmarks.pairs import psnr
+from coda.benchmarks.psnr_ssim import psnr
 from coda.tokenizer import CodaError, CodaTokenizer
 from coda.tokenizer.images import to_pil, to_uint8
 

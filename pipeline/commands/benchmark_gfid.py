@@ -12,7 +12,7 @@ from .output import ending_of
 if TYPE_CHECKING:
     import torch
 
-    from coda.benchmarks.sample_store import Sampler
+    from coda.benchmarks.image_sets.sample_store import Sampler
 
     from ..classes import ClassTable
 

@@ -79,7 +79,7 @@ def speed(
     _refuse("is for --what tokenize", loading)
     _refuse("is for --what quantizer", {"--codebook-sizes": codebook_sizes})
     from coda.benchmarks import speed as run
-    from coda.benchmarks.quantizing import QUANTIZER_SHAPES
+    from coda.benchmarks.timing.quantizer import QUANTIZER_SHAPES
     from coda.tokenizer import CodaTokenizer
 
     from .model import open_pipeline, sampler_of
@@ -124,7 +124,7 @@ def _speed_of_quantizer(
     overwrite: bool,
 ) -> str:
     from coda.benchmarks import quantizer_speed
-    from coda.benchmarks.quantizing import CODEBOOK_SIZES, PUBLISHED_SHAPES, QUANTIZER_SHAPES
+    from coda.benchmarks.timing.quantizer import CODEBOOK_SIZES, PUBLISHED_SHAPES, QUANTIZER_SHAPES
 
     chosen = PUBLISHED_SHAPES if shapes is None else [shape for shape in QUANTIZER_SHAPES if shape.name in shapes]
     report = quantizer_speed(out, chosen, codebook_sizes or CODEBOOK_SIZES, repeats, seed, device, overwrite)

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from coda.benchmarks.cache_statistics import CacheStatistics, LabelBalance, cache_statistics
-from coda.benchmarks.reference import drawn_indices
+from coda.benchmarks.image_sets.image_set import drawn_indices
 from coda.benchmarks.usage import LevelUsage
 from coda.tokenizer import CodaError, CodaTokenizer, CodeCache
 from coda.tokenizer.foundation.atomic_io import write_atomically

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coda.benchmarks.report import Report
+    from coda.benchmarks.reports.report import Report
 
 
 @contextmanager

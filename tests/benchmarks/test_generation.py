@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coda.benchmarks import generation_metrics
-from coda.benchmarks.distances import Statistics
+from coda.benchmarks.features.distances import Statistics
 from coda.benchmarks.generation import choose_classes
 from coda.tokenizer import CodaError
 from coda.tokenizer.images import to_uint8

@@ -167,7 +167,7 @@ def choices(name: str, flag: str) -> tuple[object, ...]:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from coda.benchmarks.quantizing import QUANTIZER_SHAPES
+    from coda.benchmarks.timing.quantizer import QUANTIZER_SHAPES
     from coda.generator.presets import PRESETS
     from coda.generator.schedules import MASK_LAWS
     from coda.pipeline.cli.arguments import Precision

@@ -17,7 +17,7 @@ from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.images import to_uint8
 
-from .distances import Statistics
+from ..features.distances import Statistics
 
 Sampler = Callable[[Sequence[int], Sequence[int]], torch.Tensor]
 

@@ -25,12 +25,12 @@ from coda.tokenizer.quantizer.residual_quantizer import ResidualQuantizer
 from coda.tokenizer.quantizer.retrieval import Backend, retrieval_backend
 from coda.tokenizer.training.run_directory import RunDirectory
 
+from ..features.extractors import resolve_device
+from ..reports.plots import Plot
+from ..reports.provenance import describe_run
+from ..reports.report import Cell, Figure, Report, Table
 from .dense import dense_bytes, dense_forward
-from .extractors import resolve_device
-from .plots import Plot
-from .provenance import describe_run
-from .report import Cell, Figure, Report, Table
-from .timing import Measured, available_bytes, measure, measure_side_by_side
+from .measure import Measured, available_bytes, measure, measure_side_by_side
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from coda.benchmarks import distances
-from coda.benchmarks.distances import (
+from coda.benchmarks.features import distances
+from coda.benchmarks.features.distances import (
     FeatureSet,
     Statistics,
     classifier_score,
@@ -15,7 +15,7 @@ from coda.benchmarks.distances import (
     kernel_distance,
     precision_recall,
 )
-from coda.benchmarks.extractors import Features
+from coda.benchmarks.features.extractors import Features
 
 pytest.importorskip("torch_fidelity")
 
@@ -101,7 +101,7 @@ def test_of_very_many_pictures_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -
 def test_precision_holds_a_part_of_the_distances(mebibytes: Callable[..., float]) -> None:
     """12,000 pictures: 550 MiB for all their distances, of which torch-fidelity would hold several copies."""
     prepare = """
-from coda.benchmarks.distances import precision_recall
+from coda.benchmarks.features.distances import precision_recall
 precision_recall(torch.randn(10, 8), torch.randn(10, 8), 0)
 generated, reference = torch.randn(100, 8), torch.randn(12_000, 8)
 """

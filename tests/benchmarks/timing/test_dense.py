@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coda.benchmarks.dense import dense_encode, dense_forward
+from coda.benchmarks.timing.dense import dense_encode, dense_forward
 from coda.tokenizer import ResidualQuantizer
 
 SIDES = st.sampled_from([(1,), (1, 2), (1, 2, 4), (2, (3, 4)), ((1, 2), (3, 5)), (1, 2, 3, 4, 6)])

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from coda.benchmarks import quantizing
-from coda.benchmarks.quantizing import QuantizerShape
-from coda.benchmarks.report import Report
-from coda.benchmarks.speed import speed
-from coda.benchmarks.timing import measure
+from coda.benchmarks.reports.report import Report
+from coda.benchmarks.timing import quantizer as quantizing
+from coda.benchmarks.timing.measure import measure
+from coda.benchmarks.timing.quantizer import QuantizerShape
+from coda.benchmarks.timing.speed import speed
 from coda.tokenizer import CodaError
 
 SMALL = QuantizerShape("tiny", latent_channels=4, codebook_size=32, sides=(1, 2, 4), attention_dim=8, batch_size=2)

@@ -6,7 +6,7 @@ import pytest
 from diffusers import AutoencoderKL
 
 from coda.benchmarks import Report, tokenizing_speed
-from coda.benchmarks.tokenizing import allowed_rate
+from coda.benchmarks.timing.tokenizing import allowed_rate
 from coda.tokenizer import CodaError, CodaTokenizer, ContinuousVAE, ResidualQuantizer
 
 

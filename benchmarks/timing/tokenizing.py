@@ -42,9 +42,9 @@ from coda.tokenizer.tokenize_dataset import encode_variants
 from coda.tokenizer.training.optimization import start_accelerator
 from coda.tokenizer.training.run_directory import RunDirectory
 
-from .provenance import describe_run
-from .report import Cell, Figure, Report, Table
-from .timing import measure_side_by_side
+from ..reports.provenance import describe_run
+from ..reports.report import Cell, Figure, Report, Table
+from .measure import measure_side_by_side
 
 _READY_BYTES = 256 * 2**20  # of images that wait in memory for the encoder to be timed alone
 _READ_AT_ONCE = 256  # a training's batch

@@ -20,10 +20,10 @@ from coda.tokenizer.foundation.seeding import epoch_order
 from coda.tokenizer.images import ImageSource, image_batches, open_images, to_uint8
 from coda.tokenizer.images.decoding import RESAMPLING
 
+from ..features.distances import FeatureSet, Statistics
+from ..features.extractors import FeatureExtractor
+from ..reports.provenance import class_balance
 from .adm_npz import AdmArchive
-from .distances import FeatureSet, Statistics
-from .extractors import FeatureExtractor
-from .provenance import class_balance
 
 ROUNDING = "uint8: (x + 1) * 127.5, rounded to nearest, clamped"
 _AS_THEY_ARE = "none: the pictures as they are"

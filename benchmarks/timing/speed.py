@@ -16,13 +16,13 @@ from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.training.run_directory import RunDirectory
 
+from ..features.extractors import resolve_device
+from ..reports.plots import Plot
+from ..reports.provenance import describe_run
+from ..reports.report import Cell, Figure, Report, Table
 from .dense import dense_encode, dense_forward
-from .extractors import resolve_device
-from .plots import Plot
-from .provenance import describe_run
-from .quantizing import QUANTIZER_SHAPES, QuantizerShape, dense_fits, make_quantizer, training_step
-from .report import Cell, Figure, Report, Table
-from .timing import Measured, measure, measure_side_by_side
+from .measure import Measured, measure, measure_side_by_side
+from .quantizer import QUANTIZER_SHAPES, QuantizerShape, dense_fits, make_quantizer, training_step
 
 Sampler = Callable[[Sequence[int], Sequence[int]], torch.Tensor]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from coda.benchmarks.distances import Statistics, frechet_distance
-from coda.benchmarks.extractors import (
+from coda.benchmarks.features.distances import Statistics, frechet_distance
+from coda.benchmarks.features.extractors import (
     INCEPTION_FILE,
     EfficientNetLite0Extractor,
     InceptionExtractor,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from coda.benchmarks.pairs import PSNR_CEILING, psnr, ssim
+from coda.benchmarks.psnr_ssim import PSNR_CEILING, psnr, ssim
 from coda.tokenizer.foundation.errors import CodaError
 
 metrics = pytest.importorskip("skimage.metrics")

@@ -18,7 +18,7 @@ import torch
 from coda.tokenizer.foundation.atomic_io import write_atomically
 from coda.tokenizer.foundation.errors import CodaError
 
-from .distances import Statistics
+from ..features.distances import Statistics
 
 
 class AdmArchive:

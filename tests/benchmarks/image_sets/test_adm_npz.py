@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from coda.benchmarks.adm_npz import AdmArchive, write_npz
+from coda.benchmarks.image_sets.adm_npz import AdmArchive, write_npz
 from coda.tokenizer.foundation.errors import CodaError
 
 

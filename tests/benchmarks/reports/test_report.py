@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from coda.benchmarks.plots import Plot
-from coda.benchmarks.provenance import class_balance, command, describe_run, model_identity
-from coda.benchmarks.report import Figure, Report, Table
+from coda.benchmarks.reports.plots import Plot
+from coda.benchmarks.reports.provenance import class_balance, command, describe_run, model_identity
+from coda.benchmarks.reports.report import Figure, Report, Table
 from coda.tokenizer.foundation.errors import CodaError
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from coda.benchmarks import quantizing
-from coda.benchmarks.quantizing import QuantizerShape, quantizer_speed
+from coda.benchmarks.timing import quantizer as quantizing
+from coda.benchmarks.timing.quantizer import QuantizerShape, quantizer_speed
 from coda.tokenizer import CodaError
 
 TINY = QuantizerShape("tiny", latent_channels=4, codebook_size=64, sides=(1, 2, 4), attention_dim=8)

@@ -1,0 +1,1 @@
+"""Sets of images that are compared: folders, .npz files, samples of a model."""
