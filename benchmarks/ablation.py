@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from coda.tokenizer import CodeLayout, adapt, default_sides, load_vae
+from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import log_info
 from coda.tokenizer.images import ImageSource
 from coda.tokenizer.layout import Side
 from coda.tokenizer.training.run_directory import RunDirectory
 
-from .features.extractors import FeatureExtractor, FigureNames, load_extractor, require_torch_fidelity, resolve_device
+from .features.extractors import FeatureExtractor, FigureNames, load_extractor, require_torch_fidelity
 from .image_sets.image_set import ROUNDING, open_picture_set
 from .reconstruction import reconstruction_metrics
 from .reports.plots import Plot

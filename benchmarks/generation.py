@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.seeding import step_generator
 from coda.tokenizer.images import ImageSource
 from coda.tokenizer.training.run_directory import RunDirectory
 
 from .comparison import Comparison, compare, sample_size_warnings
-from .features.extractors import FeatureExtractor, load_extractor, require_torch_fidelity, resolve_device
+from .features.extractors import FeatureExtractor, load_extractor, require_torch_fidelity
 from .image_sets.adm_npz import write_npz
 from .image_sets.image_set import ROUNDING, NpzSet, PictureSet, Size, SourceSet, look_at, open_picture_set
 from .image_sets.sample_store import Sampler, SampleStore

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 
 from coda.tokenizer import CodaTokenizer
+from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.images import ImageSource, to_uint8, to_unit
+from coda.tokenizer.images.psnr_ssim import psnr, ssim
 from coda.tokenizer.training.run_directory import RunDirectory
 
 from .comparison import sample_size_warnings
 from .features.distances import FeatureSet, Statistics, frechet_distance, kernel_distance
-from .features.extractors import FeatureExtractor, load_extractor, require_torch_fidelity, resolve_device
+from .features.extractors import FeatureExtractor, load_extractor, require_torch_fidelity
 from .image_sets.image_set import ROUNDING, Size, describe_seen, open_picture_set
-from .psnr_ssim import psnr, ssim
 from .reports.plots import Plot
 from .reports.provenance import describe_run, model_identity
 from .reports.report import Figure, Report, Table

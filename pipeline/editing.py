@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from coda.benchmarks.psnr_ssim import psnr
 from coda.tokenizer import CodaError, ResidualQuantizer
 from coda.tokenizer.images import to_pil, to_uint8
+from coda.tokenizer.images.psnr_ssim import psnr
 from coda.tokenizer.quantizer.resampling import enlarge, reduce
 from coda.tokenizer.quantizer.retrieval import best_codes
 

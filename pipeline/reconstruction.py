@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from coda.benchmarks.psnr_ssim import psnr
 from coda.tokenizer import CodaError, CodaTokenizer
 from coda.tokenizer.images import to_pil, to_uint8
+from coda.tokenizer.images.psnr_ssim import psnr
 
 from .grid import labelled_grid
 from .photograph import Picture, open_photograph

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from coda.tokenizer.foundation.atomic_io import sha256_of
+from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images import to_unit
 from coda.tokenizer.training.perceptual import LiteFeatures
@@ -161,24 +162,6 @@ def load_extractor(extractor: str | FeatureExtractor = "auto", device: str | tor
     if extractor not in choices:
         raise CodaError(f"no extractor is called {extractor!r}; there are {', '.join(choices)}")
     return choices[extractor]()
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The torch device; "auto" is CUDA where there is one, else the CPU.
-
-    Raises:
-        CodaError: torch knows no such device, or it is not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise CodaError(f"device {device!r} is none that torch knows; use auto, cpu or cuda") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        there = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA"
-        raise CodaError(f"device {str(device)!r} was asked for, but torch sees {there} here; use auto or cpu")
-    return place
 
 
 def require_torch_fidelity() -> None:

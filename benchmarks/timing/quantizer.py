@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
+from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.quantizer.residual_quantizer import ResidualQuantizer
 from coda.tokenizer.quantizer.retrieval import Backend, retrieval_backend
 from coda.tokenizer.training.run_directory import RunDirectory
 
-from ..features.extractors import resolve_device
 from ..reports.plots import Plot
 from ..reports.provenance import describe_run
 from ..reports.report import Cell, Figure, Report, Table

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.training.run_directory import RunDirectory
 
-from ..features.extractors import resolve_device
 from ..reports.plots import Plot
 from ..reports.provenance import describe_run
 from ..reports.report import Cell, Figure, Report, Table

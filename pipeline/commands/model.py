@@ -67,7 +67,7 @@ def on_device(model: Any, device: str, dtype: str) -> Any:
     """A pipeline or a module on the device and in the precision of `--device` and `--dtype`."""
     import torch
 
-    from coda.benchmarks.features.extractors import resolve_device
+    from coda.tokenizer.foundation.device import resolve_device
 
     place = resolve_device(device)
     automatic = torch.bfloat16 if place.type == "cuda" else torch.float32

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from diffusers.training_utils import EMAModel
 
+from ..foundation.device import resolve_device
 from ..foundation.errors import CodaError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
@@ -30,7 +31,7 @@ def start_accelerator(device: str = "auto", dtype: str = "auto") -> Accelerator:
     Raises:
         CodaError: There is no such device or dtype.
     """
-    wanted = _available(device)
+    wanted = None if device == "auto" else resolve_device(device)
     if dtype == "auto":
         on_cuda = torch.cuda.is_available() and (wanted is None or wanted.type == "cuda")
         dtype = "bfloat16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
@@ -42,23 +43,6 @@ def start_accelerator(device: str = "auto", dtype: str = "auto") -> Accelerator:
         torch.cuda.set_device(wanted)
     cpu = wanted is not None and wanted.type == "cpu"
     return Accelerator(cpu=cpu, mixed_precision=_DTYPES[dtype])
-
-
-def _available(device: str) -> torch.device | None:
-    """The device of that name; None for "auto"."""
-    if device == "auto":
-        return None
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise CodaError(f"device {device!r} is not known; it is auto, cpu, cuda, cuda:N or mps") from None
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise CodaError(f"device {device}: there are {torch.cuda.device_count()} CUDA devices here")
-    if wanted.type == "mps" and not torch.backends.mps.is_available():
-        raise CodaError("device mps: there is none here")
-    if wanted.type not in ("cpu", "cuda", "mps"):
-        raise CodaError(f"device {device!r} is not known; it is auto, cpu, cuda, cuda:N or mps")
-    return wanted
 
 
 def process_of(accelerator: Accelerator, batch_size: int) -> tuple[int, int]:

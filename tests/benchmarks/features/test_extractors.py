@@ -12,7 +12,6 @@ from coda.benchmarks.features.extractors import (
     EfficientNetLite0Extractor,
     InceptionExtractor,
     load_extractor,
-    resolve_device,
 )
 from coda.tokenizer import CodaError
 
@@ -101,13 +100,3 @@ def test_other_weights_are_not_inception(empty_hub: Path, random_inception: Path
     (empty_hub / INCEPTION_FILE).write_bytes(random_inception.read_bytes()[:1000])
     with pytest.raises(CodaError, match="not the published file"):
         load_extractor("auto", "cpu")
-
-
-def test_devices() -> None:
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("auto").type in ("cpu", "cuda")
-    with pytest.raises(CodaError, match="none that torch knows"):
-        resolve_device("abacus")
-    if not torch.cuda.is_available():
-        with pytest.raises(CodaError, match="no CUDA"):
-            resolve_device("cuda:1")

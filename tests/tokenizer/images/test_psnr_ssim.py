@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from coda.benchmarks.psnr_ssim import PSNR_CEILING, psnr, ssim
 from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.images.psnr_ssim import PSNR_CEILING, psnr, ssim
 
 metrics = pytest.importorskip("skimage.metrics")
 data = pytest.importorskip("skimage.data")
