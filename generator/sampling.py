@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.layout import CodeLayout, Side
-from coda.tokenizer.quantizer.resampling import enlarge
+from coda.tokenizer.quantizer.resampling import upsample
 
 from .masking import cells_left, halton_order
 
@@ -123,7 +123,7 @@ def sample_codes(
             after_step=after,
         )
         values = F.embedding(codes[:, cells].unflatten(1, side), value_table)
-        prefix = prefix + enlarge(values.movedim(-1, 1).float(), layout.grid)
+        prefix = prefix + upsample(values.movedim(-1, 1).float(), layout.grid)
     return codes
 
 

@@ -22,9 +22,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from coda.tokenizer.foundation.errors import CodaError
-from coda.tokenizer.foundation.strict_loading import account_for
+from coda.tokenizer.foundation.strict_loading import check_state_keys
 from coda.tokenizer.layout import CodeLayout
-from coda.tokenizer.quantizer.resampling import reduce
+from coda.tokenizer.quantizer.resampling import downsample
 
 from .blocks import POSITION_FEATURES, Block, Modulation, modulated_norm, position_features
 from .sampling import Predict
@@ -134,7 +134,7 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):  # type: igno
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         model, found = loaded
         misshapen = [key[0] for key in found["mismatched_keys"]]
-        account_for(pretrained_model_name_or_path, found["missing_keys"], found["unexpected_keys"], misshapen)
+        check_state_keys(pretrained_model_name_or_path, found["missing_keys"], found["unexpected_keys"], misshapen)
         return loaded if asked else model
 
     @torch.no_grad()
@@ -180,7 +180,7 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):  # type: igno
         cells = [h * w for h, w in sides]
         level_of_cell = torch.cat([codes.new_full((n,), v) for v, n in enumerate(cells)])  # (N,) in [0, V)
         positions = torch.cat([self.positions[offsets[level] : offsets[level + 1]] for level in levels])
-        reduced = [reduce(prefix, side).flatten(2).mT for prefix, side in zip(prefixes, sides, strict=True)]
+        reduced = [downsample(prefix, side).flatten(2).mT for prefix, side in zip(prefixes, sides, strict=True)]
         dtype = self.prefix_projection.weight.dtype
 
         level_embedding = self.level_embedding(torch.tensor(list(levels), device=codes.device))  # (V, D)

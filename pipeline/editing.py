@@ -22,8 +22,8 @@ from PIL import Image
 from coda.tokenizer import CodaError, ResidualQuantizer
 from coda.tokenizer.images import to_pil, to_uint8
 from coda.tokenizer.images.psnr_ssim import psnr
-from coda.tokenizer.quantizer.resampling import enlarge, reduce
-from coda.tokenizer.quantizer.retrieval import best_codes
+from coda.tokenizer.quantizer.resampling import downsample, upsample
+from coda.tokenizer.quantizer.retrieval import argmax_codes
 
 from .coda_pipeline import CodaPipeline
 from .grid import labelled_grid
@@ -256,9 +256,9 @@ def _look_up_again(
         codes = tensors["codes"].to(keep.device).clone()  # (B, T)
         cells = slice(layout.offsets[level + 1], layout.offsets[level + 2])
         said = F.embedding(layout.split(codes)[level], values).movedim(-1, 1).float()
-        prefix = tensors["prefix_latents"].to(latents) + enlarge(said, layout.grid)  # before level + 1
-        left = reduce(latents - prefix, layout.sides[level + 1]).to(keys.dtype)
-        found, _ = best_codes(quantizer.queries(left), keys)
+        prefix = tensors["prefix_latents"].to(latents) + upsample(said, layout.grid)  # before level + 1
+        left = downsample(latents - prefix, layout.sides[level + 1]).to(keys.dtype)
+        found, _ = argmax_codes(quantizer.queries(left), keys)
         codes[:, cells] = torch.where(keep[cells], found.view(len(codes), -1), codes[:, cells])
         return {"codes": codes.to(tensors["codes"].device)}
 

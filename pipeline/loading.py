@@ -19,7 +19,7 @@ from torch import nn
 from coda.tokenizer.foundation.errors import CodaError, first_line
 from coda.tokenizer.foundation.hub import fetch, local_path
 from coda.tokenizer.foundation.reading import read_json
-from coda.tokenizer.foundation.strict_loading import account_for
+from coda.tokenizer.foundation.strict_loading import check_state_keys
 
 _PATTERNS = ("*.json", "*.safetensors", "README.md")  # neither pickles nor code
 _WEIGHTS = "diffusion_pytorch_model"
@@ -91,7 +91,7 @@ def check_weights(module: nn.Module, folder: Path, variant: str | None = None) -
     stored = _stored_names(folder, variant)
     state = module.state_dict()
     on_meta = {name for name, tensor in state.items() if tensor.is_meta}
-    account_for(folder, (state.keys() - stored) | on_meta, stored - state.keys(), ())
+    check_state_keys(folder, (state.keys() - stored) | on_meta, stored - state.keys(), ())
 
 
 def _stored_names(folder: Path, variant: str | None) -> set[str]:

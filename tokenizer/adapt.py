@@ -35,7 +35,7 @@ from .training.losses import reconstruction_loss
 from .training.optimization import TrainedParameters, finite, learning_rate, process_of, start_accelerator
 from .training.perceptual import LiteFeatures
 from .training.run_directory import RunDirectory
-from .training.trainable_tokenizer import ThroughTheCodes, start_from_data
+from .training.trainable_tokenizer import ThroughTheCodes, initialize_from_data
 from .vae.continuous_vae import ContinuousVAE, load_vae
 from .vae.lora import add_lora, merge_lora
 
@@ -271,7 +271,7 @@ class _Training:
         )
         checkpoint = run.latest()
         if checkpoint is None:
-            vae = start_from_data(
+            vae = initialize_from_data(
                 vae.to(accelerator.device), quantizer, loading.source, settings.size, settings.kmeans_images,
                 settings.batch_size, settings.seed, loading.workers, loading.strict,
             )  # fmt: skip

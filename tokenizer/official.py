@@ -21,11 +21,11 @@ from torch import nn
 
 from .foundation.errors import CodaError
 from .foundation.reading import read_json
-from .foundation.strict_loading import fill, read_tensors
+from .foundation.strict_loading import load_state_dict_strict, read_tensors
 from .layout import Side, default_sides
 from .quantizer.residual_quantizer import ResidualQuantizer
 from .tokenizer import CodaTokenizer
-from .vae.autoencoders import build, published_normalisation
+from .vae.autoencoders import from_config, published_normalization
 from .vae.continuous_vae import ContinuousVAE
 from .vae.published_formats import is_kl16, kl16_from_state
 
@@ -76,7 +76,7 @@ def quantizer_from_official(
         batch_entropy_weight=batch_entropy_weight,
     )
     nn.Module.to(quantizer, state["codebook.weight"].dtype)  # diffusers' own `to` warns of nothing
-    fill(quantizer, state, "the published quantizer")
+    load_state_dict_strict(quantizer, state, "the published quantizer")
     return quantizer
 
 
@@ -97,7 +97,7 @@ def tokenizer_from_official(
     if not folder.is_dir():
         raise CodaError(f"{folder}: no such directory")
     autoencoder = _autoencoder(folder)
-    shift, scale = published_normalisation(autoencoder) or (None, None)
+    shift, scale = published_normalization(autoencoder) or (None, None)
     vae = ContinuousVAE(autoencoder, shift, scale).requires_grad_(False).eval()
     grid = _PUBLISHED_SIZE // vae.factor
     chosen: Sequence[int | Sequence[int]] | Sequence[Side] = default_sides(grid, grid) if sides is None else sides
@@ -121,10 +121,10 @@ def _autoencoder(folder: Path) -> AutoencoderKL:
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
         description = {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")}
-        autoencoder = build({"_class_name": "AutoencoderKL", **description})
+        autoencoder = from_config({"_class_name": "AutoencoderKL", **description})
     else:
         autoencoder = _flux_autoencoder(state, path)
-    fill(autoencoder, state, path)
+    load_state_dict_strict(autoencoder, state, path)
     return autoencoder
 
 

@@ -24,7 +24,7 @@ from torch import nn
 from .foundation.atomic_io import write_json
 from .foundation.errors import CodaError
 from .layout import CodeLayout, Side
-from .quantizer.resampling import enlarge, reduce
+from .quantizer.resampling import downsample, upsample
 from .tokenizer import CodaTokenizer
 
 ENCODER, DECODER, DESCRIPTION = "encoder.onnx", "decoder.onnx", "onnx.json"
@@ -59,7 +59,7 @@ def export_onnx(tokenizer: CodaTokenizer, directory: str | Path, size: tuple[int
 
 
 class _Resize(nn.Module):
-    """`residual.reduce` or `residual.enlarge` between two grids, as two matrices."""
+    """`downsample` or `upsample` between two grids, as two matrices."""
 
     def __init__(self, resize: Callable[[torch.Tensor, Side], torch.Tensor], before: Side, after: Side) -> None:
         super().__init__()
@@ -80,9 +80,9 @@ class _Levels(nn.Module):
         super().__init__()
         self.vae, self.layout = tokenizer.vae, layout
         self.register_buffer("value_table", tokenizer.value_table().float())
-        self.ups = nn.ModuleList(_Resize(enlarge, side, layout.grid) for side in layout.sides)
+        self.ups = nn.ModuleList(_Resize(upsample, side, layout.grid) for side in layout.sides)
 
-    def raised(self, level: int, codes: torch.Tensor) -> torch.Tensor:
+    def upsampled(self, level: int, codes: torch.Tensor) -> torch.Tensor:
         """What codes (B, h_l · w_l) of a level add to the latent, (B, C, h, w)."""
         values = F.embedding(codes, self.get_buffer("value_table")).movedim(-1, 1)
         return self.ups[level](values.unflatten(-1, self.layout.sides[level]))
@@ -92,21 +92,21 @@ class _Encoder(_Levels):
     def __init__(self, tokenizer: CodaTokenizer, layout: CodeLayout) -> None:
         super().__init__(tokenizer, layout)
         self.quantizer = tokenizer.quantizer
-        self.queries, keys = tokenizer.quantizer.for_search()
+        self.queries, keys = tokenizer.quantizer.folded_queries_and_keys()
         self.keys = nn.ParameterList(nn.Parameter(part, requires_grad=False) for part in keys.split(_CODES_AT_ONCE))
-        self.downs = nn.ModuleList(_Resize(reduce, layout.grid, side) for side in layout.sides)
+        self.downs = nn.ModuleList(_Resize(downsample, layout.grid, side) for side in layout.sides)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         residual = self.vae.encode(images)
         found = []
         for level, down in enumerate(self.downs):
             codes = self.search(self.queries(down(residual))).unflatten(0, (images.shape[0], -1))
-            residual = residual - self.raised(level, codes)
+            residual = residual - self.upsampled(level, codes)
             found.append(codes)
         return torch.cat(found, dim=1)
 
     def search(self, queries: torch.Tensor) -> torch.Tensor:
-        """Codes (N,); of equal logits the first, as `retrieval.best_codes` has it."""
+        """Codes (N,); of equal logits the first, as `retrieval.argmax_codes` has it."""
         peak = codes = None
         for number, keys in enumerate(self.keys):
             logits = queries @ keys.T
@@ -122,9 +122,9 @@ class _Encoder(_Levels):
 class _Decoder(_Levels):
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         parts = codes.split([h * w for h, w in self.layout.sides], dim=1)
-        latents = self.raised(0, parts[0])
+        latents = self.upsampled(0, parts[0])
         for level, part in enumerate(parts[1:], start=1):
-            latents = latents + self.raised(level, part)
+            latents = latents + self.upsampled(level, part)
         return self.vae.decode(latents).clamp(-1, 1)
 
 

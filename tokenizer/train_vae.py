@@ -26,7 +26,7 @@ from .training.losses import kl_loss, reconstruction_loss
 from .training.optimization import TrainedParameters, finite, learning_rate, process_of, start_accelerator
 from .training.perceptual import LiteFeatures
 from .training.run_directory import RunDirectory
-from .vae.continuous_vae import ContinuousVAE, measure_normalisation
+from .vae.continuous_vae import ContinuousVAE, measure_normalization
 
 _STATISTICS_IMAGES = 256  # for the normalisation at the end
 _LOG_EVERY = 10  # steps
@@ -216,7 +216,7 @@ def _write(folder: Path, vae: ContinuousVAE, settings: _Settings, loading: _Load
     source, generator = loading.source, step_generator(settings.seed, settings.steps, "normalisation")
     order = torch.randperm(len(source), generator=generator)[:_STATISTICS_IMAGES].tolist()
     batches = image_batches(source, settings.size, settings.batch_size, order, workers=loading.workers)
-    measured = measure_normalisation(vae, (batch.images for batch in batches))
+    measured = measure_normalization(vae, (batch.images for batch in batches))
     measured.cpu().to(memory_format=torch.contiguous_format).save_pretrained(folder)
 
 

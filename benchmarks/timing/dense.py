@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from coda.tokenizer.quantizer.resampling import enlarge, reduce
+from coda.tokenizer.quantizer.resampling import downsample, upsample
 from coda.tokenizer.quantizer.residual_quantizer import QuantizerOutput, ResidualQuantizer
 
 _EPSILON = 1e-5
@@ -23,7 +23,7 @@ def dense_forward(quantizer: ResidualQuantizer, latents: torch.Tensor) -> Quanti
     residual, quantized = latents, torch.zeros_like(latents)
     codes, losses, sample_entropies, batch_entropies = [], [], [], []
     for side in quantizer.layout.sides:
-        level = reduce(residual, side)
+        level = downsample(residual, side)
         target = level.movedim(1, -1)  # (B, h_l, w_l, C)
         values = quantizer.values()
         logits = quantizer.queries(level) @ quantizer.keys().T  # (N, K)
@@ -42,8 +42,8 @@ def dense_forward(quantizer: ResidualQuantizer, latents: torch.Tensor) -> Quanti
         sample_entropies.append(-(probabilities * log_probabilities).sum(dim=1).mean())
         mean = probabilities.mean(dim=0)
         batch_entropies.append(-(mean * (mean + _EPSILON).log()).sum())
-        raised = enlarge(found.movedim(-1, 1), quantizer.layout.grid)
-        residual, quantized = residual - raised, quantized + raised
+        upsampled = upsample(found.movedim(-1, 1), quantizer.layout.grid)
+        residual, quantized = residual - upsampled, quantized + upsampled
         codes.append(code.view(len(latents), -1))
     sample, batch = torch.stack(sample_entropies), torch.stack(batch_entropies)
     entropy = config.sample_entropy_weight * sample - config.batch_entropy_weight * batch
@@ -63,10 +63,10 @@ def dense_encode(quantizer: ResidualQuantizer, latents: torch.Tensor) -> torch.T
     """What `quantizer.encode(latents)` gives, (B, T) int64, with all logits of a level at once."""
     residual, codes = latents, []
     for side in quantizer.layout.sides:
-        level = reduce(residual, side)
+        level = downsample(residual, side)
         code = (quantizer.queries(level) @ quantizer.keys().T).argmax(dim=1)
         values = F.embedding(code, quantizer.values()).view(len(latents), *side, -1).movedim(-1, 1)
-        residual = residual - enlarge(values, quantizer.layout.grid)
+        residual = residual - upsample(values, quantizer.layout.grid)
         codes.append(code.view(len(latents), -1))
     return torch.cat(codes, dim=1)
 

@@ -138,7 +138,7 @@ def _vae_facts(vae: Any) -> dict[str, object]:
         "factor": vae.factor,
         "latent channels": vae.latent_channels,
         "VAE parameters": _parameters(vae),
-        "normalisation": "to be measured" if vae.needs_statistics else "known",
+        "normalisation": "to be measured" if vae.is_unnormalized else "known",
     }
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from coda.tokenizer.vae.autoencoders import build
+from coda.tokenizer.vae.autoencoders import from_config
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
 _BLOCKS = {
@@ -82,7 +82,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def small_autoencoder() -> Callable[..., Any]:
     """Makes a small autoencoder with random weights: class name, then what differs from the usual."""
-    return lambda name="AutoencoderKL", **changes: build({"_class_name": name, **SMALL[name], **changes}).eval()
+    return lambda name="AutoencoderKL", **changes: from_config({"_class_name": name, **SMALL[name], **changes}).eval()
 
 
 @pytest.fixture

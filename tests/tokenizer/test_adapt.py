@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from coda.tokenizer import CodaError, CodaTokenizer, ContinuousVAE
 from coda.tokenizer.adapt import adapt
 from coda.tokenizer.images import ImageSource, image_batches
-from coda.tokenizer.vae.continuous_vae import measure_normalisation
+from coda.tokenizer.vae.continuous_vae import measure_normalization
 
 SMALL = {"codebook_size": 32, "lora_rank": 2, "batch_size": 4, "warmup": 1, "perceptual_weight": 0.0, "device": "cpu"}
 
@@ -59,7 +59,7 @@ def vae() -> ContinuousVAE:
         layers_per_block=1,
     )
     (batch,) = image_batches(Ramps(), 8, 24)
-    return measure_normalisation(ContinuousVAE(autoencoder), [batch.images])
+    return measure_normalization(ContinuousVAE(autoencoder), [batch.images])
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -155,13 +155,13 @@ def test_latents_of_unknown_statistics_are_measured_and_kept_over_an_interruptio
             num_decoder_blocks=(1, 1),
         )
     )
-    assert tiny.needs_statistics
+    assert tiny.is_unnormalized
     with pytest.raises(KeyboardInterrupt):
         adapt(tiny, Ramps(interrupt_at=1 + 2 * 24 + 3), tmp_path / "tokenizer", steps=1, **SMALL)
     path = adapt(tiny, Ramps(), tmp_path / "tokenizer", steps=1, **SMALL)
-    expected = measure_normalisation(tiny, [_images()])
+    expected = measure_normalization(tiny, [_images()])
     tokenizer = CodaTokenizer.from_pretrained(path)
-    assert not tokenizer.vae.needs_statistics
+    assert not tokenizer.vae.is_unnormalized
     assert tokenizer.vae.config["scale"] == pytest.approx(expected.config["scale"], rel=1e-5)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coda.tokenizer import CodaError, CodeLayout, default_sides
-from coda.tokenizer.quantizer.resampling import enlarge, prefix_latents, reduce
+from coda.tokenizer.quantizer.resampling import downsample, prefix_latents, upsample
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=5), st.integers(1, 3))
@@ -71,8 +71,8 @@ def test_prefix_latents_add_the_levels_up():
     assert not prefixes[0].any()
     last = table[layout.split(codes)[2]].movedim(-1, 1)
     assert torch.equal(prefixes[3], prefixes[2] + last)
-    assert torch.equal(prefixes[1], enlarge(table[codes[:, :1]].reshape(2, 3, 1, 1), (4, 4)))
+    assert torch.equal(prefixes[1], upsample(table[codes[:, :1]].reshape(2, 3, 1, 1), (4, 4)))
 
 
 def test_reducing_a_constant_keeps_it():
-    assert torch.equal(reduce(torch.full((1, 2, 6, 6), 3.0), (4, 4)), torch.full((1, 2, 4, 4), 3.0))
+    assert torch.equal(downsample(torch.full((1, 2, 6, 6), 3.0), (4, 4)), torch.full((1, 2, 4, 4), 3.0))

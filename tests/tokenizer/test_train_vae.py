@@ -56,7 +56,7 @@ def test_a_vae_is_trained_that_load_vae_reads(tmp_path: Path, architecture: str)
         Gradients(), tmp_path / "vae", architecture=architecture, steps=40, lr=5e-3, perceptual_weight=0.0, **SMALL
     )
     vae = load_vae(path)
-    assert (vae.factor, vae.latent_channels, vae.needs_statistics) == (4, 4, False)
+    assert (vae.factor, vae.latent_channels, vae.is_unnormalized) == (4, 4, False)
     (batch,) = image_batches(Gradients(), 16, 12)
     latents = vae.encode(batch.images)
     assert latents.shape == (12, 4, 4, 4)

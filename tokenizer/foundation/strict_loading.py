@@ -44,11 +44,11 @@ def load_strictly(cls: type[Model], folder: str | Path, **kwargs: Any) -> Model:
         raise CodaError(f"{folder} does not hold a whole {cls.__name__}: {first_line(error)}") from error
     on_meta = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     mismatched = [key[0] if isinstance(key, tuple) else key for key in found["mismatched_keys"]]
-    account_for(folder, {*found["missing_keys"], *on_meta}, found["unexpected_keys"], mismatched)
+    check_state_keys(folder, {*found["missing_keys"], *on_meta}, found["unexpected_keys"], mismatched)
     return model
 
 
-def fill(module: nn.Module, state: Mapping[str, torch.Tensor], source: object) -> None:
+def load_state_dict_strict(module: nn.Module, state: Mapping[str, torch.Tensor], source: object) -> None:
     """Copy `state` into `module`, which it must fit exactly.
 
     Raises:
@@ -56,11 +56,13 @@ def fill(module: nn.Module, state: Mapping[str, torch.Tensor], source: object) -
     """
     own = module.state_dict()
     misshapen = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
-    account_for(source, own.keys() - state.keys(), state.keys() - own.keys(), misshapen)
+    check_state_keys(source, own.keys() - state.keys(), state.keys() - own.keys(), misshapen)
     module.load_state_dict(state)
 
 
-def account_for(source: object, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]) -> None:
+def check_state_keys(
+    source: object, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]
+) -> None:
     """Raise a CodaError that names the weights, if there are any to name."""
     lists = {"missing": sorted(missing), "unexpected": sorted(unexpected), "misshapen": sorted(misshapen)}
     said = [f"{_named(names)} {what}" for what, names in lists.items() if names]

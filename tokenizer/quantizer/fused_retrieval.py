@@ -221,10 +221,10 @@ def fused_retrieve(
 
 
 @torch.no_grad()
-def fused_best_codes(
+def fused_argmax_codes(
     queries: torch.Tensor, keys: torch.Tensor, blocks: Blocks = DEFAULT_BLOCKS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `retrieval.best_codes`."""
+    """As `retrieval.argmax_codes`."""
     codes, peak = _Launch(queries, keys, keys, 1.0, blocks).search(weigh=False)
     return codes, peak.to(queries.dtype)
 

@@ -1,8 +1,8 @@
 """A start from the data: residual k-means for the codebook, then attention that retrieves the nearest code.
 
 A random start must learn to retrieve before it can learn to represent. Here the codebook is fitted first, and the
-quantizer's projections are set so that its argmax over attention logits is the nearest neighbour (`start_from_codebook`
-derives it). Training then only improves on residual k-means.
+quantizer's projections are set so that its argmax over attention logits is the nearest neighbor
+(`initialize_nearest_neighbor` derives it). Training then only improves on residual k-means.
 
 Shapes: N latents, C channels, K codes; V vectors, of all latents, levels and cells.
 """
@@ -19,9 +19,9 @@ from ..foundation.errors import CodaError
 from ..foundation.progress import progress
 from ..foundation.seeding import step_generator
 from ..layout import CodeLayout
-from .resampling import enlarge, reduce
+from .resampling import downsample, upsample
 from .residual_quantizer import ResidualQuantizer
-from .retrieval import best_codes
+from .retrieval import argmax_codes
 
 _REMEMBERED = 0.5  # of the earlier iterations' sums: an iteration that sees part of the data does not forget the rest
 _WIDTH = 64.0  # M in units of the spread
@@ -102,14 +102,14 @@ def _quantize(
     seen, chosen, errors = [], [], []
     for residual in latents.split(batch_size):
         for side in layout.sides:
-            level = reduce(residual, side)
+            level = downsample(residual, side)
             vectors = level.movedim(1, -1).flatten(0, 2)  # (n, C)
-            codes, _ = best_codes(F.pad(vectors, (0, 1), value=1.0), keys)
+            codes, _ = argmax_codes(F.pad(vectors, (0, 1), value=1.0), keys)
             values = codebook[codes]
             seen.append(vectors)
             chosen.append(codes)
             errors.append((vectors - values).square().sum(dim=1))
-            residual = residual - enlarge(values.reshape(len(level), *side, -1).movedim(-1, 1), layout.grid)
+            residual = residual - upsample(values.reshape(len(level), *side, -1).movedim(-1, 1), layout.grid)
     return torch.cat(seen), torch.cat(chosen), torch.cat(errors)
 
 
@@ -120,9 +120,9 @@ def _first_codebook(latents: torch.Tensor, layout: CodeLayout, seed: int) -> tor
     chosen = torch.randperm(len(latents), generator=generator)[: max(enough, 1)].to(latents.device)
     residual, vectors = latents[chosen], []
     for side in layout.sides:
-        level = reduce(residual, side)
+        level = downsample(residual, side)
         vectors.append(level.movedim(1, -1).flatten(0, 2))
-        residual = residual - enlarge(level, layout.grid)
+        residual = residual - upsample(level, layout.grid)
     pool = torch.cat(vectors)
     drawn = torch.randperm(len(pool), generator=generator)[: layout.codebook_size]
     return pool[drawn.to(pool.device)].clone()
@@ -136,7 +136,7 @@ def _draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> torc
 
 
 @torch.no_grad()
-def start_from_codebook(
+def initialize_nearest_neighbor(
     quantizer: ResidualQuantizer, codebook: torch.Tensor, spread: float | None = None, softness: float | None = None
 ) -> None:
     """Set the quantizer so that it retrieves the nearest code of `codebook`.

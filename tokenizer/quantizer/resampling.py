@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from ..layout import CodeLayout, Side
 
 
-def reduce(latents: torch.Tensor, side: Side) -> torch.Tensor:
+def downsample(latents: torch.Tensor, side: Side) -> torch.Tensor:
     """Latents (B, C, h, w) on the grid of a level, (B, C, h_l, w_l): the mean over each cell's area."""
     if tuple(latents.shape[-2:]) == tuple(side):
         return latents
     return F.interpolate(latents, size=side, mode="area")
 
 
-def enlarge(level: torch.Tensor, side: Side) -> torch.Tensor:
+def upsample(level: torch.Tensor, side: Side) -> torch.Tensor:
     """What a level says (B, C, h_l, w_l), on the latent's grid (B, C, h, w): bicubic, corners not aligned."""
     if tuple(level.shape[-2:]) == tuple(side):
         return level
@@ -41,5 +41,5 @@ def prefix_latents(codes: torch.Tensor, layout: CodeLayout, value_table: torch.T
     prefixes = [value_table.new_zeros(len(codes), value_table.shape[1], h, w)]
     for level in layout.split(codes):
         values = F.embedding(level, value_table).movedim(-1, 1)  # (B, C, h_l, w_l)
-        prefixes.append(prefixes[-1] + enlarge(values, (h, w)))
+        prefixes.append(prefixes[-1] + upsample(values, (h, w)))
     return prefixes

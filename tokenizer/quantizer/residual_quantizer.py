@@ -19,8 +19,8 @@ from torch import nn
 
 from ..foundation.errors import CodaError
 from ..layout import CodeLayout
-from .resampling import enlarge, prefix_latents, reduce
-from .retrieval import Retrieved, best_codes, retrieve
+from .resampling import downsample, prefix_latents, upsample
+from .retrieval import Retrieved, argmax_codes, retrieve
 
 Found = TypeVar("Found")
 
@@ -97,18 +97,18 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         tau, beta = self.config.entropy_temperature, self.config.beta
         quantized, codes, losses, sample_entropies, batch_entropies = torch.zeros_like(latents), [], [], [], []
 
-        def look_up(level: torch.Tensor) -> tuple[Retrieved, torch.Tensor]:
+        def retrieve_level(level: torch.Tensor) -> tuple[Retrieved, torch.Tensor]:
             found = retrieve(self.queries(level), keys, values, tau)
             return found, found.values
 
-        for level, found, raised in self._levels(latents, look_up):
+        for level, found, upsampled in self._levels(latents, retrieve_level):
             target, hard = level.movedim(1, -1).flatten(0, 2), F.embedding(found.codes, values)  # (N, C)
             losses.append(
                 F.mse_loss(found.values, target)
                 + F.mse_loss(hard.detach(), target)
                 + beta * F.mse_loss(hard, target.detach())
             )
-            quantized = quantized + raised
+            quantized = quantized + upsampled
             codes.append(found.codes.reshape(len(latents), -1))
             sample_entropies.append(found.sample_entropy)
             batch_entropies.append(found.batch_entropy)
@@ -130,13 +130,13 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         """Codes (B, T) int64 of normalised latents (B, C, h, w), in a layout; in this quantizer's own if None."""
         latents = self._checked(latents)
         values = self.values()
-        queries, keys = self.for_search()
+        queries, keys = self.folded_queries_and_keys()
 
-        def look_up(level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            codes, _ = best_codes(queries(level), keys)
+        def retrieve_level(level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            codes, _ = argmax_codes(queries(level), keys)
             return codes, F.embedding(codes, values)
 
-        found = [codes.reshape(len(latents), -1) for _, codes, _ in self._levels(latents, look_up, layout)]
+        found = [codes.reshape(len(latents), -1) for _, codes, _ in self._levels(latents, retrieve_level, layout)]
         return torch.cat(found, dim=1)
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         """Values (K, C) of all codes."""
         return self.to_v(self.codebook.weight)
 
-    def for_search(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
+    def folded_queries_and_keys(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
         """Queries of latents, and keys, that have their largest product where `queries` and `keys` have it.
 
         With q = W z + b, q·k = z·(k W) + k·b: `to_q` goes into the keys, and products run over C + 1 numbers instead of
@@ -192,18 +192,18 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
     def _levels(
         self,
         latents: torch.Tensor,
-        look_up: Callable[[torch.Tensor], tuple[Found, torch.Tensor]],
+        retrieve_level: Callable[[torch.Tensor], tuple[Found, torch.Tensor]],
         layout: CodeLayout | None = None,
     ) -> Iterator[tuple[torch.Tensor, Found, torch.Tensor]]:
         """The residual loop (paper, Section 3.2): per level what it saw, what it found, what that adds."""
         b, c, h, w = latents.shape
         residual = latents
         for height, width in (layout or self.layout).sides:
-            level = reduce(residual, (height, width))
-            found, values = look_up(level)  # values: (B·h_l·w_l, C)
-            raised = enlarge(values.reshape(b, height, width, c).movedim(-1, 1), (h, w))
-            residual = residual - raised
-            yield level, found, raised
+            level = downsample(residual, (height, width))
+            found, values = retrieve_level(level)  # values: (B·h_l·w_l, C)
+            upsampled = upsample(values.reshape(b, height, width, c).movedim(-1, 1), (h, w))
+            residual = residual - upsampled
+            yield level, found, upsampled
 
     def _checked(self, latents: torch.Tensor) -> torch.Tensor:
         if latents.ndim != 4 or latents.shape[1] != self.config.latent_channels:

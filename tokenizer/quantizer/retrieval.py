@@ -91,11 +91,11 @@ def retrieve(
     return Retrieved(*_Retrieve.apply(queries, keys, values, temperature, tile or _default_tile(queries)))
 
 
-def best_codes(
+def argmax_codes(
     queries: torch.Tensor, keys: torch.Tensor, tile: Tile | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Index (N,) int64 and value (N,) of each token's largest logit; the first index where several are equal."""
-    return _best_codes(queries, keys, tile)
+    return _argmax_codes(queries, keys, tile)
 
 
 def retrieval_backend(device: torch.device, dtype: torch.dtype, width: int = 16) -> Backend:
@@ -127,20 +127,20 @@ def retrieval_backend(device: torch.device, dtype: torch.dtype, width: int = 16)
 
 
 # An operator of its own, because its steps depend on the data: a graph that is compiled keeps it whole.
-@torch.library.custom_op("coda::best_codes", mutates_args=())
-def _best_codes(
+@torch.library.custom_op("coda::argmax_codes", mutates_args=())
+def _argmax_codes(
     queries: torch.Tensor, keys: torch.Tensor, tile: Sequence[int] | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if tile is None and retrieval_backend(queries.device, queries.dtype, queries.shape[1]) == "fused":
-        from .fused_retrieval import fused_best_codes
+        from .fused_retrieval import fused_argmax_codes
 
-        return fused_best_codes(queries, keys)
+        return fused_argmax_codes(queries, keys)
     tokens, width = tile or _default_tile(queries)
     codes, tops = _search(queries, keys, (tokens, width))
     return codes, tops.amax(dim=0)
 
 
-@_best_codes.register_fake
+@_argmax_codes.register_fake
 def _(queries: torch.Tensor, keys: torch.Tensor, tile: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
     return queries.new_empty(len(queries), dtype=torch.int64), queries.new_empty(len(queries))
 

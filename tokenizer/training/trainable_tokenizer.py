@@ -14,9 +14,9 @@ from torch import nn
 from ..foundation.progress import progress
 from ..foundation.seeding import step_generator
 from ..images import ImageSource, image_batches
-from ..quantizer.kmeans import residual_kmeans, start_from_codebook
+from ..quantizer.kmeans import initialize_nearest_neighbor, residual_kmeans
 from ..quantizer.residual_quantizer import ResidualQuantizer
-from ..vae.continuous_vae import ContinuousVAE, measure_normalisation
+from ..vae.continuous_vae import ContinuousVAE, measure_normalization
 from .losses import adaptive_weight
 
 _STATISTICS_IMAGES = 256
@@ -62,7 +62,7 @@ class ThroughTheCodes(nn.Module):
 
 
 @torch.no_grad()
-def start_from_data(
+def initialize_from_data(
     vae: ContinuousVAE,
     quantizer: ResidualQuantizer,
     source: ImageSource,
@@ -89,7 +89,7 @@ def start_from_data(
     Returns:
         `vae`, with its normalisation known.
     """
-    count = max(kmeans_images, _STATISTICS_IMAGES if vae.needs_statistics else 0)
+    count = max(kmeans_images, _STATISTICS_IMAGES if vae.is_unnormalized else 0)
     order = torch.randperm(len(source), generator=step_generator(seed, 0, "k-means images"))[:count].tolist()
 
     def images(title: str, indices: Sequence[int]) -> Iterator[torch.Tensor]:
@@ -99,9 +99,11 @@ def start_from_data(
                 yield batch.images.to(vae.device)
                 bar.advance(len(batch))
 
-    if vae.needs_statistics:
-        vae = measure_normalisation(vae, images("Measuring the latents", order[:_STATISTICS_IMAGES]))
+    if vae.is_unnormalized:
+        vae = measure_normalization(vae, images("Measuring the latents", order[:_STATISTICS_IMAGES]))
     latents = [vae.encode(batch) for batch in images("Encoding images for the codebook", order[:kmeans_images])]
     layout = quantizer.layout
-    start_from_codebook(quantizer, residual_kmeans(torch.cat(latents), layout.sides, layout.codebook_size, seed=seed))
+    initialize_nearest_neighbor(
+        quantizer, residual_kmeans(torch.cat(latents), layout.sides, layout.codebook_size, seed=seed)
+    )
     return vae

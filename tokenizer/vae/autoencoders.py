@@ -36,7 +36,7 @@ Autoencoder = Any
 
 
 @dataclass(frozen=True)
-class AutoencoderKind:
+class AutoencoderSpec:
     """What differs from class to class; each function reads the autoencoder's config.
 
     Attributes:
@@ -59,28 +59,28 @@ def _halvings(key: str) -> Callable[[Any], int]:
     return lambda config: 2 ** (len(config[key]) - 1)
 
 
-_TINY = AutoencoderKind(
+_TINY = AutoencoderSpec(
     factor=lambda config: config.upsampling_scaling_factor ** (len(config.encoder_block_out_channels) - 1),
     lora_targets=("conv.0", "conv.2", "conv.4"),
 )
 
-KINDS: Mapping[str, AutoencoderKind] = {
-    "AutoencoderKL": AutoencoderKind(_halvings("block_out_channels")),
-    "AutoencoderKLFlux2": AutoencoderKind(_halvings("block_out_channels")),
-    "AsymmetricAutoencoderKL": AutoencoderKind(_halvings("down_block_out_channels")),
+SPECS: Mapping[str, AutoencoderSpec] = {
+    "AutoencoderKL": AutoencoderSpec(_halvings("block_out_channels")),
+    "AutoencoderKLFlux2": AutoencoderSpec(_halvings("block_out_channels")),
+    "AsymmetricAutoencoderKL": AutoencoderSpec(_halvings("down_block_out_channels")),
     "AutoencoderTiny": _TINY,
     "AutoencoderTinyMidNorm": _TINY,
-    "AutoencoderDC": AutoencoderKind(
+    "AutoencoderDC": AutoencoderSpec(
         _halvings("encoder_block_out_channels"), lora_targets=("conv1", "conv2", "conv_inverted", "conv_point")
     ),
-    "AutoencoderKLHunyuanImage": AutoencoderKind(lambda config: config.spatial_compression_ratio),
-    "AutoencoderKLKVAE": AutoencoderKind(
+    "AutoencoderKLHunyuanImage": AutoencoderSpec(lambda config: config.spatial_compression_ratio),
+    "AutoencoderKLKVAE": AutoencoderSpec(
         _halvings("ch_mult"),
         latent_channels="z_channels",
         lora_targets=("conv1", "conv2", "downsample.spatial_conv", "upsample.spatial_conv"),
     ),
     # A frozen vision transformer with a decoder trained on its features: only the decoder is adapted.
-    "AutoencoderRAE": AutoencoderKind(
+    "AutoencoderRAE": AutoencoderSpec(
         lambda config: config.patch_size,
         latent_channels="encoder_hidden_size",
         lora_targets=("to_q", "to_k", "to_v", "to_out.0", "dense"),
@@ -100,7 +100,7 @@ def autoencoder_class(name: object, where: object) -> type[Autoencoder]:
     Raises:
         CodaError: It cannot, or there is no such class.
     """
-    if name in KINDS:
+    if name in SPECS:
         if name == "AutoencoderTinyMidNorm":
             return AutoencoderTinyMidNorm
         found = getattr(diffusers, str(name), None)
@@ -108,25 +108,25 @@ def autoencoder_class(name: object, where: object) -> type[Autoencoder]:
             return found
         raise CodaError(f"{where} holds a {name}, which diffusers {diffusers.__version__} does not have; update it")
     reason = _REFUSED.get(str(name), "it is not a 2-D image autoencoder that coda knows")
-    raise CodaError(f"{where} holds a {name}, which cannot be adapted: {reason} (known: {', '.join(KINDS)})")
+    raise CodaError(f"{where} holds a {name}, which cannot be adapted: {reason} (known: {', '.join(SPECS)})")
 
 
 def lora_targets(autoencoder: Autoencoder) -> tuple[str, ...]:
     """Ends of the names of the modules that LoRA goes to: 66 in KL16 and 48 in FLUX.1's VAE, as published."""
-    targets = KINDS[type(autoencoder).__name__].lora_targets
+    targets = SPECS[type(autoencoder).__name__].lora_targets
     is_kl16 = "AttnDownEncoderBlock2D" in autoencoder.config.get("down_block_types", ())
     return targets + _KL16_RESAMPLING if is_kl16 else targets
 
 
-def describe(autoencoder: Autoencoder) -> dict[str, Any]:
-    """The config from which `build` makes the same autoencoder, with random weights."""
+def to_config(autoencoder: Autoencoder) -> dict[str, Any]:
+    """The config from which `from_config` makes the same autoencoder, with random weights."""
     parameters = inspect.signature(type(autoencoder).__init__).parameters
     config = {key: value for key, value in autoencoder.config.items() if key in parameters}
     return {"_class_name": type(autoencoder).__name__, **config}
 
 
-def build(description: Mapping[str, Any]) -> Autoencoder:
-    """An autoencoder with random weights, from what `describe` gave."""
+def from_config(description: Mapping[str, Any]) -> Autoencoder:
+    """An autoencoder with random weights, from what `to_config` gave."""
     arguments = dict(description)
     cls = autoencoder_class(arguments.pop("_class_name", None), "the description")
     try:
@@ -135,7 +135,7 @@ def build(description: Mapping[str, Any]) -> Autoencoder:
         raise CodaError(f"the description of the {cls.__name__} is wrong: {error}") from error
 
 
-def published_normalisation(autoencoder: Autoencoder) -> tuple[list[float], list[float]] | None:
+def published_normalization(autoencoder: Autoencoder) -> tuple[list[float], list[float]] | None:
     """Shift and scale of the latents as the autoencoder itself states them, each one number or C.
 
     Normalised latents are `(z - shift) * scale`. A scaling factor of 1 without a shift is what classes say when they

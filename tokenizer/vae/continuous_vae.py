@@ -22,7 +22,7 @@ from ..foundation.errors import CodaError
 from ..foundation.hub import fetch, local_path
 from ..foundation.reading import read_json
 from ..foundation.strict_loading import load_strictly, read_tensors
-from .autoencoders import KINDS, Autoencoder, autoencoder_class, build, describe, published_normalisation
+from .autoencoders import SPECS, Autoencoder, autoencoder_class, from_config, published_normalization, to_config
 from .published_formats import is_kl16, is_taesd, kl16_from_state, taesd_files, taesd_from_files, taesd_from_state
 from .tiling import check_tiles, in_tiles
 
@@ -33,7 +33,7 @@ class ContinuousVAE(ModelMixin, ConfigMixin):
     """One of diffusers' autoencoders behind normalised latents and images in [-1, 1].
 
     Args:
-        architecture: The autoencoder, or what `describe` says of one (which is what the config keeps).
+        architecture: The autoencoder, or what `to_config` says of one (which is what the config keeps).
         shift: One number or C; None where nobody knows yet.
         scale: One number or C. Normalised latents are `(z - shift) * scale`.
         image_range: What the autoencoder itself calls black and white: "-1,1" or "0,1".
@@ -49,26 +49,26 @@ class ContinuousVAE(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         given = isinstance(architecture, nn.Module)
-        description = describe(architecture) if given else dict(architecture)
+        description = to_config(architecture) if given else dict(architecture)
         self.register_to_config(architecture=description)
-        self.autoencoder: Autoencoder = architecture if given else build(description)
-        self.kind = KINDS[description["_class_name"]]
+        self.autoencoder: Autoencoder = architecture if given else from_config(description)
+        self.spec = SPECS[description["_class_name"]]
         self._tiles: tuple[int, int] | None = None  # side and overlap in pixels, where images go through in tiles
         self._check_config()
 
     @property
     def factor(self) -> int:
         """Pixels per latent cell along one axis."""
-        return self.kind.factor(self.autoencoder.config)
+        return self.spec.factor(self.autoencoder.config)
 
     @property
     def latent_channels(self) -> int:
         """C."""
-        return self.autoencoder.config[self.kind.latent_channels]
+        return self.autoencoder.config[self.spec.latent_channels]
 
     @property
-    def needs_statistics(self) -> bool:
-        """Whether shift and scale are unknown, so that latents come as they are; see `measure_normalisation`."""
+    def is_unnormalized(self) -> bool:
+        """Whether shift and scale are unknown, so that latents come as they are; see `measure_normalization`."""
         return self.config.scale is None
 
     @property
@@ -97,7 +97,7 @@ class ContinuousVAE(ModelMixin, ConfigMixin):
         if sample and logvar is not None:
             noise = randn_tensor(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
             mean = mean + torch.exp(0.5 * logvar) * noise
-        return self.normalise(mean)
+        return self.normalize(mean)
 
     def encode_moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Mean and log-variance (clamped to [-30, 20]) of the posterior, both (B, C, h, w) and not normalised.
@@ -117,7 +117,7 @@ class ContinuousVAE(ModelMixin, ConfigMixin):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) of normalised latents (B, C, h, w): about [-1, 1], not clamped."""
-        z = self.denormalise(latents.to(self.dtype))
+        z = self.denormalize(latents.to(self.dtype))
         if self._tiles is None:
             images = self._images(z)
         else:
@@ -138,15 +138,15 @@ class ContinuousVAE(ModelMixin, ConfigMixin):
         """Encode and decode images whole."""
         self._tiles = None
 
-    def normalise(self, z: torch.Tensor) -> torch.Tensor:
+    def normalize(self, z: torch.Tensor) -> torch.Tensor:
         """The autoencoder's own latents, normalised."""
-        if self.needs_statistics:
+        if self.is_unnormalized:
             return z
         return (z - self._per_channel("shift", z)) * self._per_channel("scale", z)
 
-    def denormalise(self, latents: torch.Tensor) -> torch.Tensor:
+    def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
         """The inverse of `normalise`."""
-        if self.needs_statistics:
+        if self.is_unnormalized:
             return latents
         return latents / self._per_channel("scale", latents) + self._per_channel("shift", latents)
 
@@ -193,7 +193,7 @@ class ContinuousVAE(ModelMixin, ConfigMixin):
         if images.ndim != 4 or images.shape[1] != 3:
             raise CodaError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W)")
         height, width = images.shape[-2:]
-        fixed = self.kind.fixed_size(self.autoencoder.config) if self.kind.fixed_size else None
+        fixed = self.spec.fixed_size(self.autoencoder.config) if self.spec.fixed_size else None
         if fixed is not None and (height, width) != (fixed, fixed):
             raise CodaError(f"images are {height}x{width}; this VAE takes {fixed}x{fixed} alone")
         if height % self.factor or width % self.factor or not height or not width:
@@ -260,7 +260,7 @@ def load_vae(
 
 
 @torch.no_grad()
-def measure_normalisation(vae: ContinuousVAE, batches: Iterable[torch.Tensor]) -> ContinuousVAE:
+def measure_normalization(vae: ContinuousVAE, batches: Iterable[torch.Tensor]) -> ContinuousVAE:
     """The same VAE with shift and scale measured on images; shares its weights with `vae`.
 
     The shift is each channel's mean; the scale is one for all channels, the inverse of their common standard deviation
@@ -331,8 +331,8 @@ def _read_file(path: Path) -> Autoencoder:
 
 def _finished(autoencoder: Autoencoder, dtype: torch.dtype | None) -> ContinuousVAE:
     """An autoencoder behind its face."""
-    shift, scale = published_normalisation(autoencoder) or (None, None)
-    vae = ContinuousVAE(autoencoder, shift, scale, KINDS[type(autoencoder).__name__].image_range)
+    shift, scale = published_normalization(autoencoder) or (None, None)
+    vae = ContinuousVAE(autoencoder, shift, scale, SPECS[type(autoencoder).__name__].image_range)
     if dtype is not None:
         nn.Module.to(vae, dtype)  # diffusers' own `to` warns of nothing
     return _frozen(vae)

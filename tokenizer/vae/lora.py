@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ..foundation.errors import CodaError
-from ..foundation.strict_loading import account_for
+from ..foundation.strict_loading import check_state_keys
 from .autoencoders import lora_targets
 from .continuous_vae import ContinuousVAE
 
@@ -81,7 +81,7 @@ def load_lora_state(vae: ContinuousVAE, state: Mapping[str, torch.Tensor]) -> No
     """
     own = lora_state(vae)
     misshapen = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
-    account_for("the LoRA", own.keys() - state.keys(), state.keys() - own.keys(), misshapen)
+    check_state_keys("the LoRA", own.keys() - state.keys(), state.keys() - own.keys(), misshapen)
     for name, tensor in own.items():
         tensor.copy_(state[name])
 

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from ..foundation.errors import CodaError
-from ..foundation.strict_loading import fill, read_tensors
+from ..foundation.strict_loading import load_state_dict_strict, read_tensors
 from .taef2 import AutoencoderTinyMidNorm
 
 State = Mapping[str, torch.Tensor]
@@ -85,7 +85,7 @@ def kl16_from_state(state: State, source: object) -> AutoencoderKL:
     for name, tensor in renamed.items():
         if "attentions" in name and tensor.ndim == 4:  # a 1×1 convolution there, a Linear here
             renamed[name] = tensor[:, :, 0, 0]
-    fill(autoencoder, renamed, source)
+    load_state_dict_strict(autoencoder, renamed, source)
     return autoencoder
 
 
@@ -127,7 +127,7 @@ def taesd_from_state(state: State, source: object) -> AutoencoderTiny:
     pooled = any(".pool." in name for name in state)
     cls = AutoencoderTinyMidNorm if pooled else AutoencoderTiny
     autoencoder = cls(latent_channels=channels)
-    fill(autoencoder, state, source)
+    load_state_dict_strict(autoencoder, state, source)
     return autoencoder
 
 

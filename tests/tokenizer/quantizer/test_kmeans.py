@@ -2,18 +2,18 @@ import pytest
 import torch
 
 from coda.tokenizer import CodaError, ResidualQuantizer
-from coda.tokenizer.quantizer.kmeans import residual_kmeans, start_from_codebook
-from coda.tokenizer.quantizer.resampling import enlarge, reduce
+from coda.tokenizer.quantizer.kmeans import initialize_nearest_neighbor, residual_kmeans
+from coda.tokenizer.quantizer.resampling import downsample, upsample
 
 
 def _left_over(latents: torch.Tensor, sides: tuple[int, ...], codebook: torch.Tensor) -> float:
     """What nearest-neighbour residual quantization leaves of the latents, root mean square."""
     residual = latents.double()
     for side in sides:
-        level = reduce(residual, (side, side)).movedim(1, -1)
+        level = downsample(residual, (side, side)).movedim(1, -1)
         nearest = torch.cdist(level.flatten(0, 2), codebook.double()).argmin(dim=1)
         values = codebook.double()[nearest].reshape(level.shape).movedim(-1, 1)
-        residual = residual - enlarge(values, (sides[-1], sides[-1]))
+        residual = residual - upsample(values, (sides[-1], sides[-1]))
     return float(residual.square().mean().sqrt())
 
 
@@ -60,7 +60,7 @@ def test_too_few_images_are_refused() -> None:
 def test_retrieval_starts_as_nearest_neighbour(norm: str, width: int) -> None:
     codebook, vectors = torch.randn(4096, 16), torch.randn(8000, 16)
     quantizer = ResidualQuantizer(16, 4096, (1,), attention_dim=width, norm=norm)
-    start_from_codebook(quantizer, codebook, spread=1.0)
+    initialize_nearest_neighbor(quantizer, codebook, spread=1.0)
     codes = quantizer.encode(vectors[:, :, None, None]).squeeze(1)
     nearest = torch.cdist(vectors.double(), codebook.double()).argmin(dim=1)
     assert (codes == nearest).double().mean() >= (0.999 if norm == "rms_norm" else 0.995)
@@ -75,7 +75,7 @@ def test_softness_is_the_spread_of_the_soft_retrieval() -> None:
     quantizer = ResidualQuantizer(8, 512, (1,), attention_dim=16, norm="rms_norm")
     vectors = torch.randn(50, 8)
     for softness in (0.3, 1.0):
-        start_from_codebook(quantizer, codebook, spread=1.0, softness=softness)
+        initialize_nearest_neighbor(quantizer, codebook, spread=1.0, softness=softness)
         with torch.no_grad():
             found = (quantizer.queries(vectors[:, :, None, None]) @ quantizer.keys().T).softmax(dim=1)
         expected = (-torch.cdist(vectors, codebook).square() / (2 * softness**2)).softmax(dim=1)
@@ -92,4 +92,4 @@ def test_softness_is_the_spread_of_the_soft_retrieval() -> None:
 )
 def test_a_quantizer_that_cannot_be_started_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(CodaError, match=message):
-        start_from_codebook(ResidualQuantizer(8, 16, (1,), **settings), torch.randn(16, 8))
+        initialize_nearest_neighbor(ResidualQuantizer(8, 16, (1,), **settings), torch.randn(16, 8))

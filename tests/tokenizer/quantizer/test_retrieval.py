@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from coda.tokenizer import ResidualQuantizer
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.quantizer import retrieval
-from coda.tokenizer.quantizer.retrieval import best_codes, retrieval_backend, retrieve
+from coda.tokenizer.quantizer.retrieval import argmax_codes, retrieval_backend, retrieve
 
 ALWAYS, NEVER = 1, 10**9  # whether near pairs count as few
 
@@ -98,7 +98,7 @@ def test_ties_go_to_the_first_code_whatever_the_tile():
     q = torch.randint(-9, 9, (50, 4)).float()  # whole numbers: equal logits are equal to the bit in every tile
     k = torch.randint(-9, 9, (6, 4)).float().repeat(5, 1)  # every key five times
     for tile in [(50, 30), (7, 6), (16, 4), (1, 1)]:
-        assert int(best_codes(q, k, tile)[0].max()) < 6, tile
+        assert int(argmax_codes(q, k, tile)[0].max()) < 6, tile
 
 
 def test_tile_size_changes_nothing():
@@ -180,8 +180,8 @@ def test_fused_ties_go_to_the_first_code_within_blocks_across_them_and_across_sp
     q = torch.randint(-9, 9, (50, 4)).float()
     for count, copies in [(6, 5), (32, 4), (700, 4)]:
         k = torch.randint(-9, 9, (count, 4)).float().repeat(copies, 1)
-        codes, peaks = fused.fused_best_codes(q, k, fused.Blocks(*SMALL))
-        expected = best_codes(q, k, (50, len(k)))
+        codes, peaks = fused.fused_argmax_codes(q, k, fused.Blocks(*SMALL))
+        expected = argmax_codes(q, k, (50, len(k)))
         assert torch.equal(codes, expected[0]) and torch.equal(peaks, expected[1])
 
 

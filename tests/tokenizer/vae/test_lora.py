@@ -10,14 +10,14 @@ from torch import nn
 
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.official import tokenizer_from_official
-from coda.tokenizer.vae.autoencoders import KINDS, build
+from coda.tokenizer.vae.autoencoders import SPECS, from_config
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 from coda.tokenizer.vae.lora import add_lora, load_lora_state, lora_disabled, lora_parameters, lora_state, merge_lora
 from coda.tokenizer.vae.published_formats import kl16_name
 
 
 def make_vae(small_autoencoder, kind: str = "AutoencoderKL") -> ContinuousVAE:
-    return ContinuousVAE(small_autoencoder(kind), image_range=KINDS[kind].image_range).eval()
+    return ContinuousVAE(small_autoencoder(kind), image_range=SPECS[kind].image_range).eval()
 
 
 def trained(vae: ContinuousVAE, size: float = 0.05) -> ContinuousVAE:
@@ -99,7 +99,7 @@ def test_it_lands_where_the_published_code_puts_it(shared_reference):
 
 def test_rank_32_on_kl16_has_the_published_number_of_parameters():
     with torch.device("meta"):
-        autoencoder = build(
+        autoencoder = from_config(
             {
                 "_class_name": "AutoencoderKL",
                 "down_block_types": ("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
@@ -136,7 +136,7 @@ def test_the_seed_alone_decides_the_initial_values(small_autoencoder):
 
 def test_its_state_goes_from_one_vae_to_another(small_autoencoder, images):
     one = make_vae(small_autoencoder)
-    other = ContinuousVAE(build({**one.config.architecture}))
+    other = ContinuousVAE(from_config({**one.config.architecture}))
     other.load_state_dict(one.state_dict())
     add_lora(one, 4)
     add_lora(other, 4, seed=1)

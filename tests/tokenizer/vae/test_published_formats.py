@@ -97,7 +97,7 @@ def test_another_autoencoder_in_the_same_layout_is_not_taken_for_kl16(kl16_state
 def test_taef2_reconstructs_real_photographs(shared_data):
     vae = load_vae(shared_data / "taef2")
     assert (vae.factor, vae.latent_channels, vae.dtype) == (8, 32, torch.float32)
-    assert vae.needs_statistics  # the family publishes none
+    assert vae.is_unnormalized  # the family publishes none
     path = sorted((shared_data / "imagenet-sample-256").glob("*/*"))[0]
     with Image.open(path) as photograph:
         pixels = torch.frombuffer(bytearray(photograph.convert("RGB").tobytes()), dtype=torch.uint8)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coda.tokenizer.foundation.errors import CodaError
-from coda.tokenizer.vae.autoencoders import KINDS, autoencoder_class, build, describe
-from coda.tokenizer.vae.continuous_vae import ContinuousVAE, load_vae, measure_normalisation
+from coda.tokenizer.vae.autoencoders import SPECS, autoencoder_class, from_config, to_config
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE, load_vae, measure_normalization
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -23,12 +23,12 @@ def one_line(error: pytest.ExceptionInfo[CodaError]) -> str:
 
 def test_every_kind_goes_to_latents_and_back(kind, small_autoencoder, images):
     autoencoder = small_autoencoder(kind)
-    vae = ContinuousVAE(autoencoder, image_range=KINDS[kind].image_range)
+    vae = ContinuousVAE(autoencoder, image_range=SPECS[kind].image_range)
     with torch.no_grad():
         latents = vae.encode(images)
         assert latents.shape == (3, vae.latent_channels, 32 // vae.factor, 32 // vae.factor)
         assert vae.decode(latents).shape == images.shape
-    rebuilt = build(json.loads(json.dumps(describe(autoencoder))))
+    rebuilt = from_config(json.loads(json.dumps(to_config(autoencoder))))
     assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {
         k: v.shape for k, v in autoencoder.state_dict().items()
     }
@@ -36,7 +36,7 @@ def test_every_kind_goes_to_latents_and_back(kind, small_autoencoder, images):
 
 def test_every_kind_survives_saving(kind, small_autoencoder, images, tmp_path):
     autoencoder = small_autoencoder(kind)
-    vae = ContinuousVAE(autoencoder, [0.5], [2.0], KINDS[kind].image_range).eval()
+    vae = ContinuousVAE(autoencoder, [0.5], [2.0], SPECS[kind].image_range).eval()
     vae.save_pretrained(tmp_path)
     loaded = load_vae(tmp_path)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
@@ -45,7 +45,7 @@ def test_every_kind_survives_saving(kind, small_autoencoder, images, tmp_path):
         assert torch.equal(loaded(images), vae(images))
 
 
-@pytest.mark.parametrize("kind", [name for name in KINDS if name != "AutoencoderTinyMidNorm"])
+@pytest.mark.parametrize("kind", [name for name in SPECS if name != "AutoencoderTinyMidNorm"])
 def test_every_kind_of_diffusers_loads_from_its_own_directory(kind, small_autoencoder, images, tmp_path):
     autoencoder = small_autoencoder(kind)
     autoencoder.save_pretrained(tmp_path)
@@ -57,11 +57,11 @@ def test_every_kind_of_diffusers_loads_from_its_own_directory(kind, small_autoen
         assert torch.equal(loaded.encode_moments(images)[0], expected)
         decoded = autoencoder.decode(expected, return_dict=False)[0]
         decoded = decoded * 2 - 1 if kind == "AutoencoderRAE" else decoded
-        assert torch.allclose(loaded.decode(loaded.normalise(expected)), decoded, atol=1e-4)
+        assert torch.allclose(loaded.decode(loaded.normalize(expected)), decoded, atol=1e-4)
 
 
 def test_gradients_reach_the_images_and_the_last_layer(kind, small_autoencoder, images):
-    vae = ContinuousVAE(small_autoencoder(kind), image_range=KINDS[kind].image_range)
+    vae = ContinuousVAE(small_autoencoder(kind), image_range=SPECS[kind].image_range)
     vae(images.requires_grad_()).square().sum().backward()
     assert images.grad.abs().sum() > 0
     assert vae.last_layer.grad.abs().sum() > 0
@@ -96,8 +96,8 @@ def test_flux2_statistics_are_pooled_over_the_places_of_a_patch(small_autoencode
     autoencoder.bn.running_var.copy_(folded.var((0, 2, 3)))
     autoencoder.save_pretrained(tmp_path)
     vae = load_vae(tmp_path)
-    assert vae.factor == 2 and not vae.needs_statistics
-    normalised = vae.normalise(z)
+    assert vae.factor == 2 and not vae.is_unnormalized
+    normalised = vae.normalize(z)
     assert normalised.mean((0, 2, 3)).abs().max() < 1e-3
     assert (normalised.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
@@ -105,22 +105,22 @@ def test_flux2_statistics_are_pooled_over_the_places_of_a_patch(small_autoencode
 @pytest.mark.parametrize("name", ["AutoencoderTiny", "AutoencoderKLFlux2", "AutoencoderKLKVAE", "AutoencoderRAE"])
 def test_an_autoencoder_without_statistics_says_so(name, small_autoencoder, tmp_path):
     small_autoencoder(name).save_pretrained(tmp_path)
-    assert load_vae(tmp_path).needs_statistics
+    assert load_vae(tmp_path).is_unnormalized
 
 
 def test_measured_latents_are_centred_with_unit_spread(small_autoencoder):
     vae = ContinuousVAE(small_autoencoder("AutoencoderTiny"))
     batches = [torch.rand(n, 3, 16, 16) * 2 - 1 for n in (4, 1, 3)]  # unequal batches count by their images
-    measured = measure_normalisation(vae, batches)
+    measured = measure_normalization(vae, batches)
     with torch.no_grad():
         latents = measured.encode(torch.cat(batches))
     assert latents.mean((0, 2, 3)).abs().max() < 1e-4
     assert latents.square().mean().sqrt().item() == pytest.approx(1, abs=1e-4)
     assert len(measured.config.scale) == 1 and len(measured.config.shift) == 4
-    assert vae.needs_statistics and not measured.needs_statistics
+    assert vae.is_unnormalized and not measured.is_unnormalized
     assert measured.autoencoder is vae.autoencoder
     with pytest.raises(CodaError, match="no images"):
-        measure_normalisation(vae, [])
+        measure_normalization(vae, [])
 
 
 def test_each_image_of_a_batch_draws_from_its_own_generator(small_vae, images):
@@ -253,4 +253,4 @@ def test_a_hub_name_is_found_in_the_cache_without_a_network(small_autoencoder, i
     vae = load_vae("some/model", cache_dir=tmp_path, local_files_only=True)
     with torch.no_grad():
         z = autoencoder.encode(images).latent_dist.mode()
-        assert torch.equal(vae.encode(images), vae.normalise(z))
+        assert torch.equal(vae.encode(images), vae.normalize(z))
