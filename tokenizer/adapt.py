@@ -25,7 +25,7 @@ from .foundation.atomic_io import save_tensors
 from .foundation.errors import CodaError
 from .foundation.progress import log_info, progress
 from .foundation.seeding import derived_seed
-from .images import ImageSource, decode_image, open_images, training_batches
+from .images import ImageSource, decode_image, open_images, to_unit, training_batches
 from .images.source import BrokenImage
 from .layout import CodeLayout, default_sides
 from .quantizer.residual_quantizer import ResidualQuantizer
@@ -203,7 +203,7 @@ def _train(training: _Training, settings: _Settings, run: RunDirectory, loading:
     )  # fmt: skip
     with progress("Adapting", total=settings.steps, completed=training.start) as bar:
         for step, batch in enumerate(batches, training.start):
-            images = batch.images.to(accelerator.device)
+            images = to_unit(batch.pixels.to(accelerator.device))
             rate = learning_rate(step, settings.steps, settings.lr, settings.warmup)
             judged: dict[str, float] = {}
 

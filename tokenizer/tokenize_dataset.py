@@ -209,14 +209,14 @@ def describe_cache(
 def _read_remaining(
     writer: CacheWriter, source: ImageSource, size: tuple[int, int], batch_size: int, workers: int
 ) -> Iterator[tuple[int, ImageBatch]]:
-    """What is left to encode, in batches that end where a shard ends: (one past the last item, images as uint8)."""
+    """What is left to encode, in batches that end where a shard ends: (one past the last item, images)."""
     batches = [
         range(start, min(span.stop, start + batch_size))
         for span in writer.remaining()
         for start in range(span.start, span.stop, batch_size)
     ]
     requests = ([(i, i) for i in batch] for batch in batches)
-    loaded = read_batches(ImageDataset(source, size), requests, workers, as_pixels=True)
+    loaded = read_batches(ImageDataset(source, size), requests, workers)
     return zip((batch.stop for batch in batches), loaded, strict=True)
 
 
@@ -236,7 +236,7 @@ def _write_codes(
         for end, batch in batches:
             skipped += batch.skipped
             _check_skipped(skipped, location, most_skipped)
-            codes = encode(batch.images) if len(batch) else torch.empty(0, *writer.shape, dtype=torch.int64)
+            codes = encode(batch.pixels) if len(batch) else torch.empty(0, *writer.shape, dtype=torch.int64)
             thread.append(ShardRows(codes, batch.labels, batch.indices, batch.keys), batch.skipped, end)
             encoded += len(batch)
             bar.advance(len(batch) + len(batch.skipped), skipped=len(skipped))

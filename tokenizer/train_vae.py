@@ -21,7 +21,7 @@ from torch import nn
 from .foundation.errors import CodaError
 from .foundation.progress import log_info, progress
 from .foundation.seeding import derived_seed, step_generator
-from .images import ImageSource, image_batches, open_images, training_batches
+from .images import ImageSource, image_batches, open_images, to_unit, training_batches
 from .training.losses import kl_loss, reconstruction_loss
 from .training.optimization import TrainedParameters, finite, learning_rate, process_of, start_accelerator
 from .training.perceptual import LiteFeatures
@@ -171,7 +171,7 @@ def _train(
     )  # fmt: skip
     with progress("Training the VAE", total=settings.steps, completed=start) as bar:
         for step, batch in enumerate(batches, start):
-            images = batch.images.to(accelerator.device, memory_format=torch.channels_last)
+            images = to_unit(batch.pixels.to(accelerator.device, memory_format=torch.channels_last))
             rate = learning_rate(step, settings.steps, settings.lr, settings.warmup)
             generator = step_generator(settings.seed, step, f"posterior {process[0]}")
 
@@ -216,7 +216,7 @@ def _write(folder: Path, vae: ContinuousVAE, settings: _Settings, loading: _Load
     source, generator = loading.source, step_generator(settings.seed, settings.steps, "normalisation")
     order = torch.randperm(len(source), generator=generator)[:_STATISTICS_IMAGES].tolist()
     batches = image_batches(source, settings.size, settings.batch_size, order, workers=loading.workers)
-    measured = measure_normalization(vae, (batch.images for batch in batches))
+    measured = measure_normalization(vae, (to_unit(batch.pixels) for batch in batches))
     measured.cpu().to(memory_format=torch.contiguous_format).save_pretrained(folder)
 
 

@@ -17,7 +17,7 @@ from coda.tokenizer.foundation.atomic_io import sha256_of
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.foundation.seeding import epoch_order
-from coda.tokenizer.images import ImageSource, image_batches, open_images, to_uint8
+from coda.tokenizer.images import ImageSource, image_batches, open_images
 from coda.tokenizer.images.decoding import RESAMPLING
 
 from ..features.distances import FeatureSet, Statistics
@@ -106,8 +106,7 @@ class SourceSet:
         self.skipped = []
         for batch in found:
             self.skipped += [skipped.key for skipped in batch.skipped]
-            if len(batch.images):
-                yield to_uint8(batch.images), batch.labels
+            yield batch.pixels, batch.labels
 
 
 class NpzSet:

@@ -194,7 +194,7 @@ def allowed_rate(decode: float, encode: float, workers: int, threads: int, cores
 def _ready_images(source: ImageSource, size: tuple[int, int], batch_size: int) -> list[torch.Tensor]:
     """The first batches, uint8, at most as many as memory easily holds."""
     most = max(1, _READY_BYTES // (batch_size * 3 * size[0] * size[1]))
-    return [batch.images for batch in islice(_decode(source, size, batch_size, 0), most) if len(batch)]
+    return [batch.pixels for batch in islice(_decode(source, size, batch_size, 0), most) if len(batch)]
 
 
 def _read_shuffled(path: Path) -> None:
@@ -214,7 +214,7 @@ def _decode(source: ImageSource, size: tuple[int, int], batch_size: int, workers
     """All images in order, as `tokenize_dataset` has them."""
     order = range(len(source))
     requests = [[(i, i) for i in order[start : start + batch_size]] for start in range(0, len(source), batch_size)]
-    return read_batches(ImageDataset(source, size), requests, workers, as_pixels=True)
+    return read_batches(ImageDataset(source, size), requests, workers)
 
 
 def _plain_loop(tokenizer: CodaTokenizer, source: ImageSource, device: torch.device, folder: Path) -> None:

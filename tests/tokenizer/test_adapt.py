@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from coda.tokenizer import CodaError, CodaTokenizer, ContinuousVAE
 from coda.tokenizer.adapt import adapt
-from coda.tokenizer.images import ImageSource, image_batches
+from coda.tokenizer.images import ImageSource, image_batches, to_unit
 from coda.tokenizer.vae.continuous_vae import measure_normalization
 
 SMALL = {"codebook_size": 32, "lora_rank": 2, "batch_size": 4, "warmup": 1, "perceptual_weight": 0.0, "device": "cpu"}
@@ -59,7 +59,7 @@ def vae() -> ContinuousVAE:
         layers_per_block=1,
     )
     (batch,) = image_batches(Ramps(), 8, 24)
-    return measure_normalization(ContinuousVAE(autoencoder), [batch.images])
+    return measure_normalization(ContinuousVAE(autoencoder), [to_unit(batch.pixels)])
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -76,7 +76,7 @@ def _fingerprint(folder: Path) -> str:
 
 def _images() -> torch.Tensor:
     (batch,) = image_batches(Ramps(), 8, 24)
-    return batch.images
+    return to_unit(batch.pixels)
 
 
 def test_what_comes_out_is_a_tokenizer(tmp_path: Path, vae: ContinuousVAE) -> None:

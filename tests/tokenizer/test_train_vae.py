@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from coda.tokenizer import CodaError, load_vae
-from coda.tokenizer.images import ImageSource, image_batches
+from coda.tokenizer.images import ImageSource, image_batches, to_unit
 from coda.tokenizer.train_vae import train_vae
 
 SMALL = {"size": 16, "factor": 4, "latent_channels": 4, "width": 8, "batch_size": 4, "device": "cpu", "warmup": 2}
@@ -58,7 +58,7 @@ def test_a_vae_is_trained_that_load_vae_reads(tmp_path: Path, architecture: str)
     vae = load_vae(path)
     assert (vae.factor, vae.latent_channels, vae.is_unnormalized) == (4, 4, False)
     (batch,) = image_batches(Gradients(), 16, 12)
-    latents = vae.encode(batch.images)
+    latents = vae.encode(to_unit(batch.pixels))
     assert latents.shape == (12, 4, 4, 4)
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(latents.var(correction=0), torch.tensor(1.0), atol=1e-3, rtol=0)

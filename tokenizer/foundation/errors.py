@@ -6,6 +6,9 @@ from __future__ import annotations
 class CodaError(Exception):
     """A failed run. The message is one line: what was wrong, where, and what would be right."""
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shown(message))
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, which may have many."""
@@ -18,4 +21,5 @@ def shown(text: object) -> str:
 
     Control characters and bytes that are not UTF-8 are escaped: `a\x1b[2Jb.jpg`, `caf\udce9.png`.
     """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    plain = str(text)
+    return plain if plain.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in plain)

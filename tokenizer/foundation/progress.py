@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from .errors import shown
+
 
 class _Rate(ProgressColumn):
     """Items per second, or seconds per item where that is over one."""
@@ -64,4 +66,4 @@ def progress(title: str, total: int | None, unit: str = "steps", completed: int 
 
 def log_info(message: str) -> None:
     """Tell the user something in one line on stderr, terminal or not."""
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(message)
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(shown(message))

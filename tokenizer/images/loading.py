@@ -36,14 +36,14 @@ class ImageBatch:
     """Images that belong together in one step.
 
     Attributes:
-        images: (B, 3, H, W) float32 in [-1, 1].
+        pixels: (B, 3, H, W) uint8 in [0, 255]; `to_unit` makes images of them, on the device where they are needed.
         labels: (B,) int64; -1 where there is none.
         keys: B names of items.
         indices: (B,) int64, places in the source.
         skipped: Items that were to be in the batch and could not be read.
     """
 
-    images: torch.Tensor
+    pixels: torch.Tensor
     labels: torch.Tensor
     keys: list[str]
     indices: torch.Tensor
@@ -97,7 +97,6 @@ def read_batches(
     workers: int = 0,
     strict: bool = False,
     replace: bool = False,
-    as_pixels: bool = False,
 ) -> Iterator[ImageBatch]:
     """Load one batch per request, in order; a batch may come out smaller than its request, even empty.
 
@@ -107,7 +106,6 @@ def read_batches(
         workers: Processes that load; 0 loads in this one.
         strict: Stop at the first item that cannot be read.
         replace: Put another item, drawn at random, in the place of one that cannot be read.
-        as_pixels: Leave the images uint8 in [0, 255], a quarter of what an accelerator has to be sent otherwise.
 
     Raises:
         CodaError: `strict` and an item cannot be read; or no replacement can be.
@@ -120,8 +118,6 @@ def read_batches(
         if strict and loaded.skipped:
             first = loaded.skipped[0]
             raise CodaError(f"{first.key} in {dataset.source.location} {first.reason}")
-        if not as_pixels:
-            loaded.images = to_unit(loaded.images)
         yield loaded
 
 
@@ -241,7 +237,7 @@ class _Loader(Dataset):
                 pixels.append(found)
                 indices.append(i)
         return ImageBatch(
-            images=self._stacked(pixels),
+            pixels=self._stacked(pixels),
             labels=torch.tensor([source.label(i) for i in indices], dtype=torch.int64),
             keys=[source.key(i) for i in indices],
             indices=torch.tensor(indices, dtype=torch.int64),

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..foundation.progress import progress
 from ..foundation.seeding import step_generator
-from ..images import ImageSource, image_batches
+from ..images import ImageSource, image_batches, to_unit
 from ..quantizer.kmeans import initialize_nearest_neighbor, residual_kmeans
 from ..quantizer.residual_quantizer import ResidualQuantizer
 from ..vae.continuous_vae import ContinuousVAE, measure_normalization
@@ -96,7 +96,7 @@ def initialize_from_data(
         batches = image_batches(source, size, batch_size, indices, workers=workers, strict=strict)
         with progress(title, total=len(indices), unit="images") as bar:
             for batch in batches:
-                yield batch.images.to(vae.device)
+                yield to_unit(batch.pixels.to(vae.device))
                 bar.advance(len(batch))
 
     if vae.is_unnormalized:

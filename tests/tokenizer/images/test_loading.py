@@ -38,7 +38,7 @@ def save(folder: Path, count: int = COUNT, bad: tuple[int, ...] = BAD) -> ImageS
 
 def equal(a: list[ImageBatch], b: list[ImageBatch]) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x.images, y.images)
+        torch.equal(x.pixels, y.pixels)
         and torch.equal(x.labels, y.labels)
         and torch.equal(x.indices, y.indices)
         and x.keys == y.keys
@@ -58,16 +58,16 @@ def test_going_through_once_gives_every_item_or_its_reason_exactly_once(tmp_path
     assert all(item.reason == "is empty" and item.key == source.key(item.index) for item in skipped)
     assert all(len(batch) for batch in batches)
     for batch in batches:
-        assert batch.images.dtype == torch.float32 and batch.images.shape[1:] == (3, 8, 8)
-        for image, label, key, i in zip(batch.images, batch.labels, batch.keys, batch.indices.tolist(), strict=True):
-            assert torch.equal(image, to_unit(decode_image(source.read(i), 8)))
+        assert batch.pixels.dtype == torch.uint8 and batch.pixels.shape[1:] == (3, 8, 8)
+        for image, label, key, i in zip(batch.pixels, batch.labels, batch.keys, batch.indices.tolist(), strict=True):
+            assert torch.equal(image, decode_image(source.read(i), 8))
             assert (int(label), key) == (source.label(i), source.key(i))
 
 
 def test_the_items_asked_for_come_in_their_order(tmp_path: Path) -> None:
     batches = list(image_batches(save(tmp_path, bad=()), 8, 4, indices=torch.tensor([7, 2, 2, 15, 0])))
     assert [batch.indices.tolist() for batch in batches] == [[7, 2, 2, 15], [0]]
-    assert torch.equal(batches[0].images[1], batches[0].images[2])
+    assert torch.equal(batches[0].pixels[1], batches[0].pixels[2])
 
 
 def test_a_source_that_cannot_be_read_at_all_is_an_error(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_strict_stops_at_the_first_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_pictures_as_they_are_must_be_of_one_size(tmp_path: Path) -> None:
     source = save(tmp_path, bad=())
-    assert next(image_batches(source, None, 4)).images.shape == (4, 3, 10, 12)
+    assert next(image_batches(source, None, 4)).pixels.shape == (4, 3, 10, 12)
     Image.new("RGB", (5, 5)).save(tmp_path / "0" / "02.png")
     with pytest.raises(CodaError, match="pictures of 5x5 and 12x10; give a size"):
         list(image_batches(source, None, 4))
@@ -135,16 +135,16 @@ def test_every_epoch_of_a_training_visits_every_item_once_in_another_order(tmp_p
 def test_an_item_is_cropped_and_mirrored_anew_each_time(tmp_path: Path) -> None:
     source = save(tmp_path, count=2, bad=())
     batches = training_batches(source, 8, 2, seed=0, start_step=0, steps=30)
-    views = {picture.numpy().tobytes() for batch in batches for picture in batch.images[batch.indices == 0]}
+    views = {picture.numpy().tobytes() for batch in batches for picture in batch.pixels[batch.indices == 0]}
     assert len(views) > 8
     plain = training_batches(source, 8, 2, seed=0, start_step=0, steps=5, crop="center", flip=False)
-    assert len({picture.numpy().tobytes() for batch in plain for picture in batch.images}) == 2
+    assert len({picture.numpy().tobytes() for batch in plain for picture in batch.pixels}) == 2
 
 
 def test_training_batches_are_full_in_spite_of_broken_items(tmp_path: Path) -> None:
     source = save(tmp_path)
     batches = list(training_batches(source, 8, 4, seed=0, start_step=0, steps=10))
-    assert all(len(batch) == len(batch.images) == 4 for batch in batches)
+    assert all(len(batch) == len(batch.pixels) == 4 for batch in batches)
     skipped = [item.index for batch in batches for item in batch.skipped]
     asked = {i for i in range(COUNT) if (tmp_path / source.key(i)).stat().st_size == 0}
     assert set(skipped) == asked and len(skipped) >= 2 * len(asked)  # two epochs
@@ -156,7 +156,7 @@ def test_processes_share_every_batch_out_among_them(tmp_path: Path) -> None:
     whole = list(training_batches(source, 8, 4, seed=0, start_step=0, steps=5))
     shares = [list(training_batches(source, 8, 4, seed=0, start_step=0, steps=5, process=(rank, 2))) for rank in (0, 1)]
     for batch, one, two in zip(whole, *shares, strict=True):
-        assert torch.equal(batch.images, torch.stack([one.images, two.images], dim=1).flatten(0, 1))
+        assert torch.equal(batch.pixels, torch.stack([one.pixels, two.pixels], dim=1).flatten(0, 1))
 
 
 def test_the_data_set_gives_single_images(tmp_path: Path) -> None:
