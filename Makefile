@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# Where no CUDA is to be had, the CPU build of this release is the one that everything here was tested with.
+# Without CUDA: the CPU build that everything here was tested with.
 TORCH  ?= torch==2.13.0
 DATA   ?=
 OUT    ?= runs/demo
@@ -11,13 +11,13 @@ OUT    ?= runs/demo
 .PHONY: help setup sample test test-slow check clean
 
 help:
-	@echo "make sample [DATA=folder]  the whole chain, pocket size, ending with a picture in $(OUT)"
+	@echo "make sample [DATA=folder]  the whole chain at small scale, ending with an image grid in $(OUT)"
 	@echo "make test                  format, lint, types and tests"
-	@echo "make test-slow             the published tokenizers at their true size, in minutes"
+	@echo "make test-slow             the published tokenizers at full size, in minutes"
 
 setup: $(READY)
 
-# torch first and by itself: a later plain `torch` could otherwise choose another build of it.
+# torch first, in its own call: a later plain `torch` could otherwise choose another build.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -33,15 +33,15 @@ check: $(READY) build/mypy/coda
 	$(BIN)/ruff check .
 	MYPYPATH=build/mypy $(BIN)/mypy -p coda
 
-# One worker per core, each with one thread: threads of several workers would only wait for each other.
+# One worker per core, each with one thread: more threads would only wait for each other.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow" tests
 
-# What takes minutes or gigabytes: the published tokenizers at their true size.
+# Tests that take minutes or gigabytes: the published tokenizers at full size.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow tests
 
-# mypy does not see setuptools' package mapping: it is given a folder of links instead.
+# mypy does not see setuptools' package mapping, so it gets a folder of links.
 build/mypy/coda:
 	mkdir -p $@
 	for package in tokenizer generator benchmarks pipeline; do ln -sfn ../../../$$package $@/$$package; done
