@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from .generation import generation_metrics
     from .reconstruction import reconstruction_metrics
     from .reports.report import Figure, Report, Table
-    from .timing.quantizer import quantizer_speed
     from .timing.speed import speed
     from .timing.tokenizing import tokenizing_speed
 
@@ -20,7 +19,6 @@ __all__ = lazy_package(
         ".ablation": ["ablation"],
         ".features.extractors": ["Features", "FigureNames", "load_extractor"],
         ".generation": ["generation_metrics"],
-        ".timing.quantizer": ["quantizer_speed"],
         ".reconstruction": ["reconstruction_metrics"],
         ".reports.report": ["Figure", "Report", "Table"],
         ".timing.speed": ["speed"],

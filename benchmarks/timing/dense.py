@@ -1,7 +1,7 @@
-"""The quantizer as it is usually written: all tokens × all codes at once. What `speed` compares with.
+"""The quantizer as it is usually written, all tokens × all codes at once: the baseline of `speed`.
 
 The same mathematics as `coda.tokenizer.ResidualQuantizer`, on the same parameters, with PyTorch's own autograd: logits,
-softmax and one-hot are tensors of N × K, several of them per level, and kept for the backward pass.
+softmax and one-hot are N × K tensors, several per level, and are kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _EPSILON = 1e-5
 
 
 def dense_forward(quantizer: ResidualQuantizer, latents: torch.Tensor) -> QuantizerOutput:
-    """What `quantizer(latents)` gives, computed densely. Latents are (B, C, h, w), normalised."""
+    """Compute `quantizer(latents)` densely, for normalized latents (B, C, h, w)."""
     config: Any = quantizer.config
     residual, quantized = latents, torch.zeros_like(latents)
     codes, losses, sample_entropies, batch_entropies = [], [], [], []
@@ -58,21 +58,8 @@ def dense_forward(quantizer: ResidualQuantizer, latents: torch.Tensor) -> Quanti
     )
 
 
-@torch.no_grad()
-def dense_encode(quantizer: ResidualQuantizer, latents: torch.Tensor) -> torch.Tensor:
-    """What `quantizer.encode(latents)` gives, (B, T) int64, with all logits of a level at once."""
-    residual, codes = latents, []
-    for side in quantizer.layout.sides:
-        level = downsample(residual, side)
-        code = (quantizer.queries(level) @ quantizer.keys().T).argmax(dim=1)
-        values = F.embedding(code, quantizer.values()).view(len(latents), *side, -1).movedim(-1, 1)
-        residual = residual - upsample(values, quantizer.layout.grid)
-        codes.append(code.view(len(latents), -1))
-    return torch.cat(codes, dim=1)
-
-
 def dense_bytes(quantizer: ResidualQuantizer, batch_size: int) -> int:
-    """What the dense forward and backward hold at their peak: about nine N × K tensors over all levels (measured)."""
+    """Peak memory of the dense forward and backward: about nine N × K tensors over all levels (measured)."""
     layout = quantizer.layout
     itemsize = quantizer.codebook.weight.element_size()
     return 9 * batch_size * layout.num_tokens * layout.codebook_size * itemsize

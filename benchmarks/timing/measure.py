@@ -32,10 +32,10 @@ class Measured:
 
 def measure(work: Callable[[], object], device: torch.device, repeats: int) -> Measured:
     """Run `work` once for its memory (and to warm up), then `repeats` times for its time."""
-    return measure_side_by_side([work], device, repeats)[0]
+    return measure_in_turns([work], device, repeats)[0]
 
 
-def measure_side_by_side(works: list[Callable[[], object]], device: torch.device, repeats: int) -> list[Measured]:
+def measure_in_turns(works: list[Callable[[], object]], device: torch.device, repeats: int) -> list[Measured]:
     """Measure several works in turns, so that whatever else the machine does falls on all of them."""
     assert repeats >= 1
     peaks = [_peak_mib(work, device) for work in works]

@@ -1,11 +1,12 @@
-"""What the quantizer costs, against a dense one of the same mathematics, over codebook sizes.
+"""Time and memory of the quantizer, against a dense one with the same mathematics, over codebook sizes.
 
-A training step is forward and backward; encoding is codes alone, compared with the forward pass of the dense one. Next
-to seconds and memory stands how much of the machine is used: the operations that a step cannot do without,
+A training step is forward and backward. Encoding gives codes alone; it is compared with the dense forward pass, since
+a dense quantizer usually has no other. Beside seconds and memory stands the share of the machine that is used: the
+operations that a step needs at least,
 
-    2 N K (4 d + 2 C):  logits in either direction, their gradients towards queries and keys;  p·v and g·v,
+    2 N K (4 d + 2 C):  logits in both directions, their gradients for queries and keys;  p·v and g·v,
 
-per second, as a share of what a large matrix product reaches in the same run.
+per second, relative to the rate of a large matrix product in the same run.
 """
 
 from __future__ import annotations
@@ -13,29 +14,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from coda.tokenizer.foundation.device import resolve_device
-from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.quantizer.residual_quantizer import ResidualQuantizer
 from coda.tokenizer.quantizer.retrieval import Backend, retrieval_backend
-from coda.tokenizer.training.run_directory import RunDirectory
 
 from ..reports.plots import Plot
-from ..reports.provenance import describe_run
-from ..reports.report import Cell, Figure, Report, Table
+from ..reports.report import Cell, Figure, Table
 from .dense import dense_bytes, dense_forward
-from .measure import Measured, available_bytes, measure, measure_side_by_side
+from .measure import Measured, available_bytes, measure, measure_in_turns
 
 
 @dataclass(frozen=True)
 class QuantizerShape:
-    """A quantizer to be timed, on `batch_size` random latents."""
+    """A quantizer to time, on `batch_size` random latents."""
 
     name: str
     latent_channels: int
@@ -45,93 +41,94 @@ class QuantizerShape:
     batch_size: int = 1
 
 
-# The published tokenizers (paper, Section 4.1), and one that a laptop trains.
+# The published tokenizers (paper, Section 4.1), and one that a laptop can train.
 QUANTIZER_SHAPES = (
     QuantizerShape("small", 16, 4096, (1, 2, 4, 8), 32, 8),
     QuantizerShape("kl16", 16, 16384, (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), 32),
     QuantizerShape("flux", 16, 65536, (1, 2, 3, 4, 6, 9, 13, 18, 24, 32), 32),
 )
-PUBLISHED_SHAPES = QUANTIZER_SHAPES[1:]
-CODEBOOK_SIZES = (4096, 16384, 65536, 262144)
 
-_LARGER_BATCH = 4  # times the batch: how memory grows with it
+_LARGER_BATCH = 4  # times the batch, to see how memory grows
+_LARGER = f", {_LARGER_BATCH} × the batch"
 _GEMM_SIZE = 2048
 
 Work = Callable[[], object]
 
 
-def quantizer_speed(
-    out: str | Path = "runs/speed",
-    shapes: Sequence[QuantizerShape] = PUBLISHED_SHAPES,
-    codebook_sizes: Sequence[int] = CODEBOOK_SIZES,
-    repeats: int = 3,
-    seed: int = 0,
-    device: str = "auto",
-    overwrite: bool = False,
-) -> Report:
+@dataclass
+class QuantizerTimes:
+    """What a report shows of the quantizers: ratios at each shape's own K, tables and plots over K."""
+
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+
+
+def time_quantizers(
+    shapes: Sequence[QuantizerShape], codebook_sizes: Sequence[int], repeats: int, seed: int, device: torch.device
+) -> QuantizerTimes:
     """Time a training step and encoding: dense, in tiles and, on CUDA, in fused kernels.
 
     Args:
-        out: Directory of the report.
-        shapes: Quantizers; each is also timed with its own codebook size and with four times its batch.
-        codebook_sizes: K, each with every shape.
+        shapes: Quantizers; each is timed with its own codebook size, and once with four times its batch.
+        codebook_sizes: Further K, tried with every shape.
         repeats: Repetitions; the fastest counts.
-        seed: Of weights and latents.
-        device: "auto", "cpu" or "cuda".
-        overwrite: Replace what `out` holds.
-
-    Returns:
-        The report: ratios at each shape's own K as figures, seconds and MiB over K as tables and plots.
-
-    Raises:
-        CodaError: There is nothing to time, or `out` holds something else.
+        seed: Seed for weights and latents.
+        device: Where to run.
     """
-    if repeats < 1 or not shapes:
-        raise CodaError(f"repeats is {repeats} and there are {len(shapes)} shapes; at least one of each is needed")
-    place = resolve_device(device)
-    measured_now = describe_run(place)
-    run = RunDirectory(out, "quantizer benchmark", {"date": measured_now["date"]}, overwrite)
-    gemm = _gemm_rate(place, repeats)
-    figures: list[Figure] = [Figure("matrix product", gemm / 1e9, "GFLOP/s", note=f"float32, {_GEMM_SIZE}³")]
-    tables: list[Table] = []
-    plots: list[Plot] = []
+    found = QuantizerTimes()
+    if not shapes:
+        return found
+    a = torch.randn(_GEMM_SIZE, _GEMM_SIZE, device=device)
+    gemm = 2 * _GEMM_SIZE**3 / measure(lambda: a @ a, device, repeats).seconds  # operations per second
+    found.figures.append(Figure("matrix product", gemm / 1e9, "GFLOP/s", note=f"float32, {_GEMM_SIZE}³"))
     cases = [(shape, sorted({*codebook_sizes, shape.codebook_size})) for shape in shapes]
-    with progress("Timing", total=sum(len(sizes) for _, sizes in cases), unit="codebooks") as bar:
+    with progress("Timing quantizers", total=sum(len(sizes) for _, sizes in cases), unit="codebooks") as bar:
         for shape, sizes in cases:
-            found = {}
+            times = {}
             for size in sizes:
-                found[size] = _time(replace(shape, codebook_size=size), place, repeats, seed)
+                times[size] = _time(replace(shape, codebook_size=size), device, repeats, seed)
                 bar.advance(shape=f"{shape.name}, K {size:,}")
-            operations = _operations(shape)
-            figures += _figures(shape, found[shape.codebook_size], operations / gemm)
+            found.figures += _figures(shape, times[shape.codebook_size], _operations(shape) / gemm)
             rows: list[Sequence[Cell]] = [
                 [size, work, taken.seconds, taken.slowest, taken.peak_mib]
-                for size, works in found.items()
+                for size, works in times.items()
                 for work, taken in works.items()
             ]
-            tables.append(Table(shape.name, ("K", "work", "seconds", "slowest", "peak MiB"), rows))
-            plots += _plots(shape.name, found)
-    report = Report(
-        title="Speed of the quantizer",
-        figures=figures,
-        tables=tables,
-        plots=plots,
-        provenance={
-            "quantizer_shapes": [asdict(shape) for shape in shapes],
-            "codebook_sizes": list(codebook_sizes),
-            "timing": f"in turns, the fastest of {repeats} after one warm-up; peak above what was held before, in the "
-            "warm-up",
-            "dense": "left out where it would not fit into the memory that is free",
-            "seed": seed,
-            **measured_now,
-        },
-    )
-    run.finish(report.save)
-    return report
+            found.tables.append(Table(shape.name, ("K", "work", "seconds", "slowest", "peak MiB"), rows))
+            if len(times) > 1:
+                found.plots += [
+                    _plot(shape.name, times, "seconds", "seconds"),
+                    _plot(shape.name, times, "peak_mib", "MiB"),
+                ]
+    return found
 
 
-def make_quantizer(shape: QuantizerShape, device: torch.device, seed: int) -> tuple[ResidualQuantizer, torch.Tensor]:
-    """A quantizer with random weights, and latents (B, C, h, w) for it; the global random state stays as it was."""
+def _time(shape: QuantizerShape, device: torch.device, repeats: int, seed: int) -> dict[str, Measured]:
+    """Everything that is timed at one shape and one K, by its name."""
+    quantizer, latents = _make_quantizer(shape, device, seed)
+    best = retrieval_backend(device, quantizer.dtype, max(shape.attention_dim, shape.latent_channels))
+    backends: list[Backend] = ["tiled"] if best == "tiled" else ["tiled", "fused"]
+    works: dict[str, Work] = {}
+    for backend in backends:
+        works[f"{backend} step"] = _with_backend(backend, _training_step(quantizer, latents, quantizer))
+        works[f"{backend} encode"] = _with_backend(backend, lambda: quantizer.encode(latents))
+    many = latents.repeat(_LARGER_BATCH, 1, 1, 1)
+    works[f"{best} step{_LARGER}"] = _with_backend(best, _training_step(quantizer, many, quantizer))
+    free = available_bytes(device)
+    if free is None or dense_bytes(quantizer, shape.batch_size) < 0.8 * free:
+
+        @torch.no_grad()
+        def forward() -> object:
+            return dense_forward(quantizer, latents)
+
+        works["dense step"] = _training_step(quantizer, latents, lambda inputs: dense_forward(quantizer, inputs))
+        works["dense forward"] = forward
+    return dict(zip(works, measure_in_turns(list(works.values()), device, repeats), strict=True))
+
+
+def _make_quantizer(shape: QuantizerShape, device: torch.device, seed: int) -> tuple[ResidualQuantizer, torch.Tensor]:
+    """A quantizer with random weights, and latents (B, C, h, w) for it; the global random state is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         quantizer = ResidualQuantizer(
@@ -141,13 +138,12 @@ def make_quantizer(shape: QuantizerShape, device: torch.device, seed: int) -> tu
             attention_dim=shape.attention_dim,
             norm="rms_norm",
         )
-        h, w = quantizer.layout.grid
-        latents = torch.randn(shape.batch_size, shape.latent_channels, h, w)
+        latents = torch.randn(shape.batch_size, shape.latent_channels, *quantizer.layout.grid)
     return quantizer.to(device), latents.to(device)
 
 
-def training_step(quantizer: ResidualQuantizer, latents: torch.Tensor, forward: Callable[..., Any]) -> Work:
-    """Forward and backward of the losses, as training has them."""
+def _training_step(quantizer: ResidualQuantizer, latents: torch.Tensor, forward: Callable[..., Any]) -> Work:
+    """Forward and backward of the losses, as in training."""
 
     def step() -> None:
         quantizer.zero_grad()
@@ -157,74 +153,46 @@ def training_step(quantizer: ResidualQuantizer, latents: torch.Tensor, forward: 
     return step
 
 
-def dense_fits(quantizer: ResidualQuantizer, batch_size: int, device: torch.device) -> bool:
-    """Whether the dense one's N × K tensors would fit into the memory that is free."""
-    free = available_bytes(device)
-    return free is None or dense_bytes(quantizer, batch_size) < 0.8 * free
-
-
-def _time(shape: QuantizerShape, device: torch.device, repeats: int, seed: int) -> dict[str, Measured]:
-    quantizer, latents = make_quantizer(shape, device, seed)
-    works: dict[str, Work] = {}
-    best = retrieval_backend(device, quantizer.dtype, max(shape.attention_dim, shape.latent_channels))
-    backends: list[Backend] = ["tiled"] if best == "tiled" else ["tiled", "fused"]
-    for backend in backends:
-        works[f"{backend} step"] = _with(backend, training_step(quantizer, latents, quantizer))
-        works[f"{backend} encode"] = _with(backend, lambda: quantizer.encode(latents))
-    many = latents.repeat(_LARGER_BATCH, 1, 1, 1)
-    works[f"{best} step, {_LARGER_BATCH} × the batch"] = _with(best, training_step(quantizer, many, quantizer))
-    if dense_fits(quantizer, shape.batch_size, device):
-
-        @torch.no_grad()
-        def forward() -> object:
-            return dense_forward(quantizer, latents)
-
-        works["dense step"] = training_step(quantizer, latents, lambda inputs: dense_forward(quantizer, inputs))
-        works["dense forward"] = forward
-    return dict(zip(works, measure_side_by_side(list(works.values()), device, repeats), strict=True))
-
-
-def _with(backend: Backend, work: Work) -> Work:
+def _with_backend(backend: Backend, work: Work) -> Work:
     def run() -> object:
-        with _backend(backend):
+        with _environment("CODA_RETRIEVAL", backend):
             return work()
 
     return run
 
 
 @contextmanager
-def _backend(name: Backend) -> Iterator[None]:
-    before = os.environ.get("CODA_RETRIEVAL")
-    os.environ["CODA_RETRIEVAL"] = name
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
         if before is None:
-            del os.environ["CODA_RETRIEVAL"]
+            del os.environ[name]
         else:
-            os.environ["CODA_RETRIEVAL"] = before
+            os.environ[name] = before
 
 
-def _figures(shape: QuantizerShape, found: dict[str, Measured], gemm_seconds: float) -> list[Figure]:
+def _figures(shape: QuantizerShape, times: dict[str, Measured], gemm_seconds: float) -> list[Figure]:
     """The ratios at a shape's own K; `gemm_seconds` is how long its operations would take in a large product."""
     figures = []
-    dense, forward = found.get("dense step"), found.get("dense forward")
-    absent = "" if dense else "the dense one would not fit into memory"
+    dense, forward = times.get("dense step"), times.get("dense forward")
+    absent = "" if dense else "the dense quantizer would not fit into the free memory"
     for backend in ("tiled", "fused"):
-        step, encode = found.get(f"{backend} step"), found.get(f"{backend} encode")
+        step, encode = times.get(f"{backend} step"), times.get(f"{backend} encode")
         if step is None or encode is None:
             continue
         name = f"{shape.name}: {backend}"
-        share = 100 * gemm_seconds / step.seconds
         faster, memory = _ratio(dense, step, "seconds"), _ratio(dense, step, "peak_mib")
         faster_encode = _ratio(forward, encode, "seconds")
         figures += [
             Figure(f"{name} step, times faster than dense", faster, "×", note=absent),
             Figure(f"{name} step, times less memory than dense", memory, "×", note=absent),
             Figure(f"{name} encode, times faster than dense forward", faster_encode, "×", note=absent),
-            Figure(f"{name} step, share of the matrix product's rate", share, "%"),
+            Figure(f"{name} step, share of the matrix product's rate", 100 * gemm_seconds / step.seconds, "%"),
         ]
-        if larger := found.get(f"{backend} step, {_LARGER_BATCH} × the batch"):
+        if larger := times.get(f"{backend} step{_LARGER}"):
             note = f"peak of {_LARGER_BATCH} × the batch over that of the batch"
             figures.append(Figure(f"{name} step, growth of memory", _ratio(larger, step, "peak_mib"), "×", note=note))
     return figures
@@ -237,26 +205,18 @@ def _ratio(over: Measured | None, under: Measured | None, what: str) -> float | 
 
 
 def _operations(shape: QuantizerShape) -> float:
+    """2 N K (4 d + 2 C), see the head of this file."""
     tokens = shape.batch_size * sum(side**2 for side in shape.sides)
     return 2 * tokens * shape.codebook_size * (4 * shape.attention_dim + 2 * shape.latent_channels)
 
 
-def _gemm_rate(device: torch.device, repeats: int) -> float:
-    """Floating-point operations per second of a large float32 matrix product."""
-    a = torch.randn(_GEMM_SIZE, _GEMM_SIZE, device=device)
-    return 2 * _GEMM_SIZE**3 / measure(lambda: a @ a, device, repeats).seconds
-
-
-def _plots(name: str, found: dict[int, dict[str, Measured]]) -> list[Plot]:
-    works = dict.fromkeys(work for measured in found.values() for work in measured if "×" not in work)
-    labels = [f"{size:,}" for size in found]
-
-    def plot(what: str, y_label: str) -> Plot:
-        lines = {
-            work: [getattr(measured[work], what) if work in measured else None for measured in found.values()]
-            for work in works
-        }
-        title = f"Quantizer, {name}: {y_label} over the codebook"
-        return Plot(f"{name}-{what.split('_')[0]}", title, "codes", y_label, labels, lines, "line", log=True)
-
-    return [plot("seconds", "seconds"), plot("peak_mib", "MiB")]
+def _plot(shape: str, times: dict[int, dict[str, Measured]], what: str, unit: str) -> Plot:
+    """Seconds or MiB over K, one line per work."""
+    works = dict.fromkeys(work for measured in times.values() for work in measured if not work.endswith(_LARGER))
+    lines = {
+        work: [getattr(measured[work], what) if work in measured else None for measured in times.values()]
+        for work in works
+    }
+    title = f"Quantizer, {shape}: {unit} over the codebook"
+    labels = [f"{size:,}" for size in times]
+    return Plot(f"{shape}-{what.split('_')[0]}", title, "codes", unit, labels, lines, "line", log=True)

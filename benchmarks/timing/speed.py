@@ -1,11 +1,11 @@
 """How fast, and in how much memory: the quantizer against a dense one, a tokenizer, a sampler.
 
-Ratios are taken in one run on one machine, in turns: they travel to other machines better than seconds do.
+Ratios are measured in one run on one machine, in turns: they carry over to other machines better than seconds do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,13 @@ import torch
 
 from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
-from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.training.run_directory import RunDirectory
 
-from ..reports.plots import Plot
+from ..image_sets.sample_store import Sampler
 from ..reports.provenance import describe_run
-from ..reports.report import Cell, Figure, Report, Table
-from .dense import dense_encode, dense_forward
-from .measure import Measured, measure, measure_side_by_side
-from .quantizer import QUANTIZER_SHAPES, QuantizerShape, dense_fits, make_quantizer, training_step
-
-Sampler = Callable[[Sequence[int], Sequence[int]], torch.Tensor]
+from ..reports.report import Figure, Report, Table
+from .measure import Measured, measure
+from .quantizer import QUANTIZER_SHAPES, QuantizerShape, time_quantizers
 
 
 def speed(
@@ -32,148 +28,95 @@ def speed(
     samples: Sampler | None = None,
     out: str | Path = "runs/speed",
     shapes: Sequence[QuantizerShape] = QUANTIZER_SHAPES,
+    codebook_sizes: Sequence[int] = (),
     size: int | None = None,
     batch_size: int = 4,
     repeats: int = 3,
     seed: int = 0,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     overwrite: bool = False,
 ) -> Report:
-    """Time the quantizer, and a tokenizer and a sampler where they are given.
+    """Time quantizers against dense ones, and a tokenizer and a sampler where they are given.
 
     Args:
         tokenizer: Anything with `encode(images) -> codes` and `decode(codes) -> images`; None leaves it out.
         samples: `samples(class_labels, seeds) -> images`, one seed per image; None leaves it out.
         out: Directory of the report.
-        shapes: Quantizers to be compared with a dense one; may be empty. The dense one is left out where its
-            N × K tensors would not fit into the memory that is free.
-        size: Pixels each way of the images for `tokenizer`; its own `size` if None.
-        batch_size: Images at once, for tokenizer and sampler.
+        shapes: Quantizers to compare with a dense one; may be empty. The dense one is left out where its N × K tensors
+            would not fit into the free memory.
+        codebook_sizes: Further K, tried with every shape beside its own.
+        size: Height and width of the images for `tokenizer`, in pixels; its own `size` if None.
+        batch_size: Images per batch, for tokenizer and sampler.
         repeats: Repetitions; the fastest counts.
-        seed: Of the random latents, images and samples.
+        seed: Seed for weights, latents, images and samples.
         device: "auto", "cpu" or "cuda".
         overwrite: Replace what `out` holds.
 
     Returns:
-        The report; its figures are the ratios and rates, its tables the seconds and MiB.
+        The report: ratios and rates as figures, seconds and MiB as tables.
 
     Raises:
-        CodaError: `out` holds something else, or the tokenizer's image size is not known.
+        CodaError: If there is nothing to time, `out` holds something else, or the tokenizer's image size is not known.
     """
     if repeats < 1:
         raise CodaError(f"repeats is {repeats}; at least one is needed")
-    place = resolve_device(device)
-    measured_now = describe_run(place)
-    # Seconds belong to a moment: a second run is a new measurement, never the old one handed out again.
-    run = RunDirectory(out, "speed benchmark", {"date": measured_now["date"]}, overwrite)
-    figures: list[Figure] = []
-    rows: list[Sequence[Cell]] = []
-    with progress("Timing", total=len(shapes) + (tokenizer is not None) + (samples is not None), unit="parts") as bar:
-        for shape in shapes:
-            more_figures, more_rows = _time_quantizer(shape, place, repeats, seed)
-            figures, rows = figures + more_figures, rows + more_rows
-            bar.advance(shape=shape.name)
-        if tokenizer is not None:
-            pixels = _image_size(tokenizer, size)
-            more_figures, more_rows = _time_tokenizer(tokenizer, pixels, batch_size, place, repeats, seed)
-            figures, rows = figures + more_figures, rows + more_rows
-            bar.advance()
-        if samples is not None:
-            sampler = samples
-            taken = measure(lambda: sampler([0] * batch_size, range(seed, seed + batch_size)), place, repeats)
-            figures.append(_rate("sampling", batch_size, taken))
-            rows.append(_row("sampling", batch_size, taken))
-            bar.advance()
+    if not shapes and tokenizer is None and samples is None:
+        raise CodaError("nothing to time: give shapes, a tokenizer or a sampler")
+    device = resolve_device(device)
+    image_size = None if tokenizer is None else _image_size(tokenizer, size)
+    run_description = describe_run(device)
+    # Seconds belong to a moment: a second run is a new measurement, so the date is part of the settings.
+    run = RunDirectory(out, "speed benchmark", {"date": run_description["date"]}, overwrite)
+    found = time_quantizers(shapes, codebook_sizes, repeats, seed, device)
+    models: dict[str, Measured] = {}
+    if image_size is not None:
+        models |= _time_tokenizer(tokenizer, image_size, batch_size, device, repeats, seed)
+    if samples is not None:
+        seeds = range(seed, seed + batch_size)
+        models["sampling"] = measure(lambda: samples([0] * batch_size, seeds), device, repeats)
+    rows = [[name, batch_size, taken.seconds, taken.slowest, taken.peak_mib] for name, taken in models.items()]
+    columns = ("work", "images", "seconds", "slowest", "peak MiB")
     report = Report(
         title="Speed and memory",
-        figures=figures,
-        tables=[Table("Seconds and memory", ("work", "images", "seconds", "slowest", "peak MiB"), rows)],
+        figures=[
+            *found.figures,
+            *(
+                Figure(f"{name} rate", batch_size / taken.seconds, "images/s", note=f"{batch_size} at once")
+                for name, taken in models.items()
+            ),
+        ],
+        tables=[*found.tables, *([Table("Seconds and memory", columns, rows)] if rows else [])],
+        plots=found.plots,
         provenance={
             "quantizer_shapes": [asdict(shape) for shape in shapes],
-            "timing": f"fastest of {repeats}, after one warm-up; peak above what was held before, in the warm-up",
+            "codebook_sizes": list(codebook_sizes),
+            "timing": f"in turns, the fastest of {repeats} after one warm-up; peak above what was held before, in the "
+            "warm-up",
             "batch_size": batch_size,
             "seed": seed,
-            **measured_now,
+            **run_description,
         },
-        plots=_ratio_plot(figures),
     )
     run.finish(report.save)
     return report
 
 
-def _time_quantizer(
-    shape: QuantizerShape, device: torch.device, repeats: int, seed: int
-) -> tuple[list[Figure], list[Sequence[Cell]]]:
-    quantizer, latents = make_quantizer(shape, device, seed)
-
-    @torch.no_grad()
-    def forward_only(forward: Callable[..., Any]) -> Any:
-        return forward(latents)
-
-    def dense(inputs: torch.Tensor) -> Any:
-        return dense_forward(quantizer, inputs)
-
-    pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-        "forward": (lambda: forward_only(quantizer), lambda: forward_only(dense)),
-        "forward and backward": (
-            training_step(quantizer, latents, quantizer),
-            training_step(quantizer, latents, dense),
-        ),
-        "encode": (lambda: quantizer.encode(latents), lambda: dense_encode(quantizer, latents)),
-    }
-    fits = dense_fits(quantizer, shape.batch_size, device)
-    figures: list[Figure] = []
-    rows: list[Sequence[Cell]] = []
-    for name, (ours, theirs) in pairs.items():
-        label = f"{shape.name}: quantizer {name}"
-        measured = measure_side_by_side([ours, theirs] if fits else [ours], device, repeats)
-        rows.append(_row(label, shape.batch_size, measured[0]))
-        if fits:
-            rows.append(_row(f"{label}, dense", shape.batch_size, measured[1]))
-            ratio = measured[1].seconds / measured[0].seconds
-            figures.append(Figure(f"{label}, times faster than dense", ratio, "×", note="dense seconds / ours"))
-        else:
-            why = "the dense one would not fit into the memory that is free"
-            figures.append(Figure(f"{label}, times faster than dense", None, "×", note=why))
-    codes = quantizer.encode(latents)
-    rows.append(_row(f"{shape.name}: decode", len(codes), measure(lambda: quantizer.decode(codes), device, repeats)))
-    return figures, rows
-
-
 def _time_tokenizer(
     tokenizer: Any, size: tuple[int, int], batch_size: int, device: torch.device, repeats: int, seed: int
-) -> tuple[list[Figure], list[Sequence[Cell]]]:
+) -> dict[str, Measured]:
     if isinstance(tokenizer, torch.nn.Module):
         tokenizer = tokenizer.to(device).eval()
     images = torch.rand(batch_size, 3, *size, generator=torch.Generator().manual_seed(seed)).mul(2).sub(1).to(device)
     with torch.inference_mode():
         codes = tokenizer.encode(images)
-        encoding = measure(lambda: tokenizer.encode(images), device, repeats)
-        decoding = measure(lambda: tokenizer.decode(codes), device, repeats)
-    figures = [_rate("encode", batch_size, encoding), _rate("decode", batch_size, decoding)]
-    return figures, [_row("tokenizer encode", batch_size, encoding), _row("tokenizer decode", batch_size, decoding)]
+        return {
+            "encode": measure(lambda: tokenizer.encode(images), device, repeats),
+            "decode": measure(lambda: tokenizer.decode(codes), device, repeats),
+        }
 
 
 def _image_size(tokenizer: Any, size: int | None) -> tuple[int, int]:
-    if size is not None:
-        return size, size
-    own = getattr(tokenizer, "size", None)
+    own = size or getattr(tokenizer, "size", None)
     if own is None:
         raise CodaError("this tokenizer does not say what size its images are; give size")
     return (own, own) if isinstance(own, int) else (int(own[0]), int(own[1]))
-
-
-def _rate(name: str, images: int, measured: Measured) -> Figure:
-    return Figure(f"{name} rate", images / measured.seconds, "images/s", note=f"{images} at once")
-
-
-def _row(name: str, images: int, measured: Measured) -> list[Cell]:
-    return [name, images, measured.seconds, measured.slowest, measured.peak_mib]
-
-
-def _ratio_plot(figures: list[Figure]) -> list[Plot]:
-    ratios = [figure for figure in figures if figure.unit == "×"]
-    if not ratios:
-        return []
-    labels = [figure.name.split(",")[0].replace(": quantizer ", "\n") for figure in ratios]
-    return [Plot("speed", "Quantizer against a dense one", "", "times faster", labels, [f.value for f in ratios])]

@@ -44,7 +44,7 @@ from coda.tokenizer.training.run_directory import RunDirectory
 
 from ..reports.provenance import describe_run
 from ..reports.report import Cell, Figure, Report, Table
-from .measure import measure_side_by_side
+from .measure import measure_in_turns
 
 _READY_BYTES = 256 * 2**20  # of images that wait in memory for the encoder to be timed alone
 _READ_AT_ONCE = 256  # a training's batch
@@ -128,7 +128,7 @@ def tokenizing_speed(
             "tokenize-dataset": (len(source), tokenize(source, "whole")),
             "read shuffled": (len(source), lambda: _read_shuffled(Path(aside, "whole"))),
         }
-        measured = measure_side_by_side([work for _, work in works.values()], place, repeats)
+        measured = measure_in_turns([work for _, work in works.values()], place, repeats)
 
     found = {name: (images, cost) for (name, (images, _)), cost in zip(works.items(), measured, strict=True)}
     rate = {name: images / cost.seconds for name, (images, cost) in found.items()}

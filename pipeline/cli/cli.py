@@ -50,6 +50,8 @@ COMMANDS = {
     "benchmark gfid": "benchmark_gfid:gfid",
     "benchmark ablation": "benchmark_ablation:ablation",
     "benchmark speed": "benchmark_speed:speed",
+    "benchmark speed-tokenize": "benchmark_speed_tokenize:speed_tokenize",
+    "benchmark speed-sample": "benchmark_speed_sample:speed_sample",
 }
 GROUPS = {
     "cache": "coda cache exchanges code caches with programs that know nothing of coda.",

@@ -28,14 +28,13 @@ LIBRARY = {
     "benchmark rfid": ("coda.benchmarks", "reconstruction_metrics"),
     "benchmark gfid": ("coda.benchmarks", "generation_metrics"),
     "benchmark ablation": ("coda.benchmarks", "ablation"),
-    "benchmark speed": ("coda.benchmarks", "speed"),
+    "benchmark speed-tokenize": ("coda.benchmarks", "tokenizing_speed"),
 }
 # Flags whose default differs from the parameter of that name, and why.
 OWN_DEFAULTS = {
     ("benchmark rfid", "out"),  # named after the command
     ("benchmark gfid", "out"),
-    ("benchmark speed", "shapes"),  # by name
-    ("benchmark speed", "batch_size"),  # depends on --what
+    ("benchmark speed-tokenize", "out"),
 }
 
 

@@ -1,61 +1,72 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from coda.benchmarks.reports.report import Report
-from coda.benchmarks.timing import quantizer as quantizing
+from coda.benchmarks import Report, speed
+from coda.benchmarks.timing import quantizer
 from coda.benchmarks.timing.measure import measure
 from coda.benchmarks.timing.quantizer import QuantizerShape
-from coda.benchmarks.timing.speed import speed
 from coda.tokenizer import CodaError
 
-SMALL = QuantizerShape("tiny", latent_channels=4, codebook_size=32, sides=(1, 2, 4), attention_dim=8, batch_size=2)
+TINY = QuantizerShape("tiny", latent_channels=4, codebook_size=64, sides=(1, 2, 4), attention_dim=8)
 
 
-def test_report_of_quantizer_tokenizer_and_sampler(tmp_path: Path) -> None:
-    class Halves:
-        size = (8, 8)
+def test_quantizer_over_codebook_sizes(tmp_path: Path) -> None:
+    report = speed(out=tmp_path / "speed", shapes=[TINY], codebook_sizes=(32, 128), repeats=1, device="cpu")
+    (table,) = report.tables
+    assert sorted({row[0] for row in table.rows}) == [32, 64, 128]  # its own is always timed
+    assert {row[1] for row in table.rows} == {
+        "tiled step", "tiled encode", "tiled step, 4 × the batch", "dense step", "dense forward",
+    }  # fmt: skip
+    for name in ("step, times faster than dense", "encode, times faster than dense forward"):
+        assert (report[f"tiny: tiled {name}"] or 0) > 0
+    assert 0 < (report["tiny: tiled step, share of the matrix product's rate"] or 0) < 100
+    assert {plot.name for plot in report.plots} == {"tiny-seconds", "tiny-peak"}
+    saved = {path.name for path in (tmp_path / "speed").iterdir()}
+    assert {"report.json", "report.md", "tiny-seconds.png", "tiny-peak.png"} <= saved
+    assert report.provenance["codebook_sizes"] == [32, 128]
+    assert report.provenance["hardware"]["device"] == "cpu"
+    assert Report.load(tmp_path / "speed").to_json() == report.to_json()
 
-        def encode(self, images: torch.Tensor) -> torch.Tensor:
-            return images.mean(1).flatten(1).gt(0).long()
 
-        def decode(self, codes: torch.Tensor) -> torch.Tensor:
-            return codes.float().mul(2).sub(1).view(-1, 1, 8, 8).expand(-1, 3, -1, -1)
-
+def test_tokenizer_and_sampler(tokenizer: Any, tmp_path: Path) -> None:
     asked = []
 
     def sample(labels: list[int], seeds: list[int]) -> torch.Tensor:
         asked.append((list(labels), list(seeds)))
         return torch.zeros(len(labels), 3, 8, 8)
 
-    report = speed(Halves(), sample, tmp_path / "speed", shapes=[SMALL], batch_size=3, repeats=2, device="cpu")
-    for name in ("forward", "forward and backward", "encode"):
-        ratio = report[f"tiny: quantizer {name}, times faster than dense"]
-        assert ratio is not None and ratio > 0
-    for name in ("encode rate", "decode rate", "sampling rate"):
-        assert (report[name] or 0) > 0
+    report = speed(tokenizer, sample, tmp_path / "speed", shapes=(), batch_size=3, repeats=2, device="cpu")
+    assert [figure.name for figure in report.figures] == ["encode rate", "decode rate", "sampling rate"]
+    assert all((figure.value or 0) > 0 for figure in report.figures)
     assert set(map(str, asked)) == {"([0, 0, 0], [0, 1, 2])"}
-    assert report.provenance["hardware"]["device"] == "cpu"
-    assert Report.load(tmp_path / "speed").to_json() == report.to_json()
 
 
 def test_dense_is_left_out_where_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizing, "available_bytes", lambda device: 1000)
-    report = speed(out=tmp_path / "speed", shapes=[SMALL], repeats=1, device="cpu")
-    assert report["tiny: quantizer forward, times faster than dense"] is None
-    assert "would not fit" in report.figures[0].note
+    monkeypatch.setattr(quantizer, "available_bytes", lambda device: 1000)
+    report = speed(out=tmp_path / "speed", shapes=[TINY], repeats=1, device="cpu")
+    assert report["tiny: tiled step, times faster than dense"] is None
+    assert any("would not fit" in figure.note for figure in report.figures)
+    assert not [row for row in report.tables[0].rows if "dense" in str(row[1])]
 
 
-def test_wrong_requests(tmp_path: Path) -> None:
-    with pytest.raises(CodaError, match="repeats"):
-        speed(out=tmp_path / "a", shapes=[], repeats=0)
-    with pytest.raises(CodaError, match="device 'tpu'"):
-        speed(out=tmp_path / "b", shapes=[], device="tpu")
-    with pytest.raises(CodaError, match="give size"):
-        speed(tokenizer=object(), out=tmp_path / "c", shapes=[])
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"shapes": [TINY], "repeats": 0}, "repeats"),
+        ({"shapes": []}, "nothing to time"),
+        ({"shapes": [TINY], "device": "tpu"}, "tpu"),
+        ({"tokenizer": object(), "shapes": []}, "give size"),
+    ],
+)
+def test_wrong_requests(request_: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CodaError, match=message):
+        speed(out=tmp_path / "speed", **request_)
+    assert not list(tmp_path.iterdir())
 
 
 def test_memory_of_a_known_allocation() -> None:
