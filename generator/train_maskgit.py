@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 from coda.tokenizer.code_cache import CodeCache, ShuffledBatches
 from coda.tokenizer.fingerprint import saved_fingerprint
 from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.launcher import check_batch_size, rank_and_world_size
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.foundation.seeding import derived_seed, step_generator
-from coda.tokenizer.training.optimization import process_of, start_accelerator
+from coda.tokenizer.training.optimization import start_accelerator
 from coda.tokenizer.training.run_directory import RunDirectory
 
 from .masking import draw_training
@@ -123,7 +124,7 @@ def train_maskgit(
     )
     if checkpoint_every < 1:
         raise CodaError(f"checkpoint_every {checkpoint_every} must be at least 1")
-    process_of(accelerator, batch_size)  # a batch that cannot be shared out is refused before anything is written
+    check_batch_size(batch_size)  # a batch that cannot be shared out is refused before anything is written
     with accelerator.main_process_first():
         run = RunDirectory(out, "generator", asdict(settings), overwrite=overwrite and accelerator.is_main_process)
     if not run.complete:
@@ -184,7 +185,7 @@ def _train(
     if accelerator.is_main_process:
         run.forget_log_after(start)
 
-    process, processes = process_of(accelerator, settings.batch_size)
+    process, processes = rank_and_world_size()
     local = settings.batch_size // processes
     first = process * local
     batches = ShuffledBatches(cache, settings.batch_size, settings.seed, (process, processes))

@@ -23,6 +23,7 @@ from peft import get_peft_model_state_dict
 
 from .foundation.atomic_io import save_tensors
 from .foundation.errors import CodaError
+from .foundation.launcher import check_batch_size, rank_and_world_size
 from .foundation.progress import log_info, progress
 from .foundation.seeding import derived_seed
 from .images import ImageSource, decode_image, open_images, to_unit, training_batches
@@ -32,7 +33,7 @@ from .quantizer.residual_quantizer import ResidualQuantizer
 from .tokenizer import CodaTokenizer
 from .training.discriminator import Adversary
 from .training.losses import reconstruction_loss
-from .training.optimization import TrainedParameters, finite, learning_rate, process_of, start_accelerator
+from .training.optimization import TrainedParameters, finite, learning_rate, start_accelerator
 from .training.perceptual import LiteFeatures
 from .training.run_directory import RunDirectory
 from .training.trainable_tokenizer import ThroughTheCodes, initialize_from_data
@@ -114,7 +115,7 @@ def adapt(
         CodaError: The arguments, the VAE, the images or `out` are not as they should be.
     """
     accelerator = start_accelerator(device, dtype)
-    process_of(accelerator, batch_size)
+    check_batch_size(batch_size)
     source = open_images(data)
     loaded = load_vae(vae) if isinstance(vae, str | Path) else copy.deepcopy(vae)
     loaded = loaded.float().eval().requires_grad_(False)
@@ -196,7 +197,7 @@ class _Loading:
 def _train(training: _Training, settings: _Settings, run: RunDirectory, loading: _Loading) -> None:
     """The training loop, from the newest checkpoint to the finished directory."""
     accelerator, trained, adversary = training.accelerator, training.trained, training.adversary
-    skipped, process = 0, process_of(accelerator, settings.batch_size)
+    skipped, process = 0, rank_and_world_size()
     batches = training_batches(
         loading.source, settings.size, settings.batch_size, settings.seed, training.start, settings.steps,
         workers=loading.workers, strict=loading.strict, process=process,

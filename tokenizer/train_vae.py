@@ -19,11 +19,12 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from .foundation.errors import CodaError
+from .foundation.launcher import check_batch_size, rank_and_world_size
 from .foundation.progress import log_info, progress
 from .foundation.seeding import derived_seed, step_generator
 from .images import ImageSource, image_batches, open_images, to_unit, training_batches
 from .training.losses import kl_loss, reconstruction_loss
-from .training.optimization import TrainedParameters, finite, learning_rate, process_of, start_accelerator
+from .training.optimization import TrainedParameters, finite, learning_rate, start_accelerator
 from .training.perceptual import LiteFeatures
 from .training.run_directory import RunDirectory
 from .vae.continuous_vae import ContinuousVAE, measure_normalization
@@ -92,7 +93,7 @@ def train_vae(
         CodaError: The arguments, the images or `out` are not as they should be.
     """
     accelerator = start_accelerator(device, dtype)
-    process_of(accelerator, batch_size)
+    check_batch_size(batch_size)
     source = open_images(data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("initial weights", seed))
@@ -158,7 +159,7 @@ def _train(
     vae.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and on tensor cores
     model = accelerator.prepare(_ThroughThePosterior(vae))
     trained = TrainedParameters(list(vae.named_parameters()), betas=(0.9, 0.99), ema_decay=settings.ema_decay)
-    start, skipped, process = 0, 0, process_of(accelerator, settings.batch_size)
+    start, skipped, process = 0, 0, rank_and_world_size()
     if (checkpoint := run.latest()) is not None:
         start = checkpoint.step
         trained.load("vae", checkpoint.tensors, updates=start)

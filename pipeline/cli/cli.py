@@ -218,11 +218,13 @@ def _fire(command: str, function: Callable[..., str], values: Mapping[str, Any])
     import fire
     from fire.decorators import SetParseFn
 
+    from coda.tokenizer.foundation.launcher import is_main_process
+
     @SetParseFn(values.__getitem__)
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> str | None:
         line = function(*args, **kwargs)
-        return line if os.environ.get("RANK", "0") == "0" else None  # of several processes, one speaks
+        return line if is_main_process() else None
 
     component: Any = checked
     for word in reversed(command.split()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,31 +18,48 @@ from coda.tokenizer import CodaTokenizer
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def test_two_processes_of_torchrun_make_the_cache_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from .conftest import make_tokenizer_parts
+def launch(*words: str) -> subprocess.CompletedProcess[str]:
+    """Two processes on a machine without accelerators."""
+    return subprocess.run(
+        [*LAUNCHER, "-m", "coda.pipeline.cli.cli", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        timeout=120,
+    )
 
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nine images, one of them broken, in the folder `data` of the current directory."""
     monkeypatch.chdir(tmp_path)
-    CodaTokenizer(*make_tokenizer_parts()).save_pretrained("runs/tokenizer")
     noise = np.random.default_rng(0)
     Path("data").mkdir()
     for i in range(9):
         Image.fromarray(noise.integers(256, size=(20, 16, 3), dtype=np.uint8)).save(f"data/{i}.png")
     Path("data/4.png").write_bytes(b"")
-    words = ["tokenize-dataset", "--data", "data", "--shard-size", "2", "--device", "cpu"]
-    assert main([*words, "--out", "runs/one"]) == 0
+    return Path("data")
+
+
+def test_two_processes_of_torchrun_make_the_cache_of_one(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from .conftest import make_tokenizer_parts
+
+    CodaTokenizer(*make_tokenizer_parts()).save_pretrained("runs/tokenizer")
+    words = ["tokenize-dataset", "--data", str(data), "--shard-size", "2"]
+    assert main([*words, "--out", "runs/one", "--device", "cpu"]) == 0
     capsys.readouterr()
-    launched = subprocess.run(
-        [*LAUNCHER, "-m", "coda.pipeline.cli.cli", *words, "--out", "runs/two"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
+    launched = launch(*words, "--out", "runs/two")
     assert launched.returncode == 0, launched.stderr
     (line,) = launched.stdout.splitlines()
-    assert line.startswith("Made a code cache of 8 pictures in runs/two: 9 items, 1 of them broken and left out; ")
+    assert line.startswith("Made a code cache of 8 ") and "9 items, 1 of them broken and left out; " in line
     assert launched.stderr.count("4.png") == launched.stderr.count("few shards for 2 processes") == 1
     one, two = ({file.name: file.read_bytes() for file in Path(f"runs/{name}").iterdir()} for name in ("one", "two"))
     assert one == two
+
+
+def test_two_processes_of_torchrun_are_one_training(data: Path) -> None:
+    words = ["--size", "16", "--steps", "2", "--batch-size", "4", "--perceptual-weight", "0"]
+    launched = launch("train-vae", "--data", str(data), "--out", "runs/vae", *words)
+    assert launched.returncode == 0, launched.stderr
+    assert len(launched.stdout.splitlines()) == 1
+    assert json.loads(Path("runs/vae/run.json").read_text())["complete"]

@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 import torch.distributed as dist
 
 from .errors import CodaError
+from .launcher import rank_and_world_size
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -31,8 +32,7 @@ class Processes:
     """
 
     def __init__(self, together: bool = True) -> None:
-        joined = together and dist.is_available() and dist.is_initialized()
-        self.rank, self.count = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+        self.rank, self.count = rank_and_world_size() if together and dist.is_initialized() else (0, 1)
         # Whatever the devices, a few words go from processor to processor: gloo.
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.count > 1 else None
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import CodaError, first_line, shown
+from .errors import CodaError, first_line
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -18,9 +18,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CodaError(f"{shown(path)} cannot be read: {first_line(error)}") from error
+        raise CodaError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(value, dict):
-        raise CodaError(f"{shown(path)} is damaged: it does not hold a JSON object")
+        raise CodaError(f"{path} is damaged: it does not hold a JSON object")
     return value
 
 
@@ -38,7 +38,5 @@ def plain_name(name: object, source: str | Path) -> str:
         CodaError: If it is not a string, or is absolute, hidden, or leads into another folder.
     """
     if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set("/\\:\0"):
-        raise CodaError(
-            f"{shown(source)} names the file {shown(name)!r}; only plain names in its own folder are allowed"
-        )
+        raise CodaError(f"{source} names the file {name!r}; only plain names in its own folder are allowed")
     return name

@@ -6,6 +6,7 @@ All of it is a function of the step or a plain tensor, so that a checkpoint is a
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,13 +16,16 @@ from diffusers.training_utils import EMAModel
 
 from ..foundation.device import resolve_device
 from ..foundation.errors import CodaError
+from ..foundation.launcher import check_world_size, rank_and_world_size, was_launched
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 _DTYPES = {"float32": "no", "bfloat16": "bf16"}
 
 
 def start_accelerator(device: str = "auto", dtype: str = "auto") -> Accelerator:
-    """Accelerate with the device and precision asked for; processes are as `accelerate launch` started them.
+    """Start accelerate on the device and in the precision asked for.
+
+    Processes that `torchrun` or `accelerate launch` started work together, on the CPU where there is nothing else.
 
     Args:
         device: "auto" (what is there), "cpu", "mps", "cuda" or "cuda:N".
@@ -29,7 +33,7 @@ def start_accelerator(device: str = "auto", dtype: str = "auto") -> Accelerator:
             that compute in it, the first elsewhere (CPUs mostly emulate it, hundreds of times slower).
 
     Raises:
-        CodaError: There is no such device or dtype.
+        CodaError: If there is no such device or dtype, or the processes that were started cannot work together.
     """
     wanted = None if device == "auto" else resolve_device(device)
     if dtype == "auto":
@@ -37,23 +41,22 @@ def start_accelerator(device: str = "auto", dtype: str = "auto") -> Accelerator:
         dtype = "bfloat16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if dtype not in _DTYPES:
         raise CodaError(f"dtype {dtype!r} is not known for training; it is auto, {' or '.join(_DTYPES)}")
-    if PartialState().num_processes == 1:  # else a second training of this process could not choose anew
+    launched = rank_and_world_size()[1]
+    if launched == 1:
+        check_world_size(1)
+        if not was_launched():
+            os.environ.pop("LOCAL_RANK", None)  # left by something else; accelerate would wait for other processes
+    elif wanted is not None and (wanted.index is not None or wanted.type == "mps"):
+        raise CodaError(f"device {device} is one device, and {launched} processes were started; use cuda or cpu")
+    shareable = torch.accelerator.is_available() and not torch.backends.mps.is_available()
+    cpu = launched > 1 and not shareable if wanted is None else wanted.type == "cpu"
+    if PartialState(cpu=cpu).num_processes == 1:  # else a second training of this process could not choose again
         AcceleratorState._reset_state(reset_partial_state=True)
     if wanted is not None and wanted.index is not None:
         torch.cuda.set_device(wanted)
-    cpu = wanted is not None and wanted.type == "cpu"
-    return Accelerator(cpu=cpu, mixed_precision=_DTYPES[dtype])
-
-
-def process_of(accelerator: Accelerator, batch_size: int) -> tuple[int, int]:
-    """(rank, count) of this process, for its share of every batch.
-
-    Raises:
-        CodaError: The batch cannot be shared out evenly.
-    """
-    if batch_size % accelerator.num_processes:
-        raise CodaError(f"a batch of {batch_size} cannot be shared by {accelerator.num_processes} processes")
-    return accelerator.process_index, accelerator.num_processes
+    accelerator = Accelerator(cpu=cpu, mixed_precision=_DTYPES[dtype])
+    check_world_size(accelerator.num_processes)
+    return accelerator
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
