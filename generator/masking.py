@@ -48,7 +48,7 @@ def draw_training(
     layout: CodeLayout,
     batch_size: int,
     generator: torch.Generator,
-    mask_law: str = "cosine",
+    mask_schedule: str = "cosine",
     corruption: float = 0.0,
     class_dropout: float = 0.0,
 ) -> TrainingDraw:
@@ -58,13 +58,13 @@ def draw_training(
         layout: Layout of the codes.
         batch_size: B.
         generator: A CPU generator.
-        mask_law: Law of `mask_ratio`; each level of each picture draws its own ratio.
+        mask_schedule: Schedule of `mask_ratio`; each level of each picture draws its own ratio.
         corruption: Largest share of a picture's cells that lie to the prefix latent; each picture draws its share
             uniformly below it, so that clean prefixes are seen too.
         class_dropout: Probability that a picture's class is withheld.
     """
     noise = torch.rand(batch_size, layout.num_tokens, generator=generator)
-    ratios = mask_ratio(torch.rand(batch_size, layout.num_levels, generator=generator), mask_law)
+    ratios = mask_ratio(torch.rand(batch_size, layout.num_levels, generator=generator), mask_schedule)
     masked = []
     for level, grid in enumerate(layout.split(noise)):
         ranks = grid.flatten(1).argsort(dim=1).argsort(dim=1)
@@ -78,20 +78,20 @@ def draw_training(
     return TrainingDraw(torch.cat(masked, dim=1), corrupted, donors, unconditional)
 
 
-def cells_left(unfilled: torch.Tensor, steps: int, mask_law: str = "cosine") -> torch.Tensor:
+def masked_after_step(unfilled: torch.Tensor, steps: int, mask_schedule: str = "cosine") -> torch.Tensor:
     """How many cells of a level are still masked after each step.
 
     Args:
         unfilled: (B,) int64, cells masked before the first step.
         steps: Steps that the level takes.
-        mask_law: Law of `mask_ratio`.
+        mask_schedule: Schedule of `mask_ratio`.
 
     Returns:
         (steps, B) int64: floor(unfilled · ratio), but at least one fewer with every step as long as any are left; the
         last row is 0.
     """
     step = torch.arange(steps, device=unfilled.device)[:, None]
-    ratio = mask_ratio((step + 1).double() / steps, mask_law)
+    ratio = mask_ratio((step + 1).double() / steps, mask_schedule)
     by_law = (unfilled * ratio).floor().long()
     return ((by_law + step).cummin(dim=0).values - step).clamp(min=0)
 

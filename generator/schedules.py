@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.layout import CodeLayout
 
-MASK_LAWS = ("cosine", "arccos", "linear")
+MASK_SCHEDULES = ("cosine", "arccos", "linear")
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
+MOST_STEPS = 10_000  # of one level: each step of a level holds random numbers for all its cells
 
 
-def mask_ratio(progress: torch.Tensor, law: str = "cosine") -> torch.Tensor:
-    """Share of a level's cells that is still masked at `progress`; training and sampling share this law.
+def mask_ratio(progress: torch.Tensor, schedule: str = "cosine") -> torch.Tensor:
+    """Share of a level's cells that is still masked at `progress`; used by training and sampling.
 
     Args:
         progress: Any shape, in [0, 1]. Sampling goes from 0 to 1; training draws it uniformly.
-        law: "cosine" (MaskGIT, arXiv 2202.04200, Section 3.3), "arccos" (Halton-MaskGIT, arXiv 2503.17076, few cells
-            at first and at last) or "linear".
+        schedule: "cosine" (MaskGIT, arXiv 2202.04200, Section 3.3), "arccos" (Halton-MaskGIT, arXiv 2503.17076, few
+            cells at the start and at the end) or "linear".
 
     Returns:
         Same shape, from 1 at progress 0 down to 0 at progress 1.
     """
-    if law == "cosine":
+    if schedule == "cosine":
         return torch.cos(progress * (math.pi / 2)).clamp(0, 1)
-    if law == "arccos":
+    if schedule == "arccos":
         return torch.acos(progress) * (2 / math.pi)
-    if law == "linear":
+    if schedule == "linear":
         return 1 - progress
-    raise CodaError(f"mask law {law!r} is none of {', '.join(MASK_LAWS)}")
+    raise CodaError(f"mask schedule {schedule!r} is not one of {', '.join(MASK_SCHEDULES)}")
 
 
 def guidance_scale_at(
@@ -41,10 +43,10 @@ def guidance_scale_at(
 
     Args:
         progress: In [0, 1].
-        scale: The scale in full, as diffusers counts it: unconditional + scale · (conditional − unconditional) logits.
+        scale: The full scale, as in diffusers: unconditional + scale · (conditional − unconditional) logits.
         schedule: "constant"; "linear", growing from 1 to `scale` over the interval; "cosine", the same, later
             (MDT, arXiv 2303.14389, Equation 6, with power 1).
-        interval: Where guidance acts at all; outside of it the scale is 1 and its half of the work is saved
+        interval: Part of the progress with guidance; outside of it the scale is 1, which saves half of the work
             (arXiv 2404.07724).
     """
     first, last = interval
@@ -57,33 +59,35 @@ def guidance_scale_at(
         return 1 + (scale - 1) * within
     if schedule == "cosine":
         return 1 + (scale - 1) * (1 - math.cos(math.pi * within)) / 2
-    raise CodaError(f"guidance schedule {schedule!r} is none of {', '.join(GUIDANCE_SCHEDULES)}")
+    raise CodaError(f"guidance schedule {schedule!r} is not one of {', '.join(GUIDANCE_SCHEDULES)}")
 
 
 def steps_per_level(steps: int | Sequence[int], layout: CodeLayout) -> tuple[int, ...]:
-    """One number of steps shared out over the levels, or one number per level taken as it is.
+    """Steps of each level.
 
-    A total is shared in proportion to the square root of a level's cells: every level gets one step at least and no
-    more than it has cells. Sides 1 2 3 4 6 8 take 16 steps as 1 1 2 3 4 5.
+    Args:
+        steps: Steps of each level, or one number for all together. That is split in proportion to the square root of
+            a level's number of cells; every level gets at least one step, at most as many as it has cells. Sides
+            1 2 3 4 6 8 take 16 steps as 1 1 2 3 4 5.
+        layout: Layout of the codes.
 
     Raises:
-        CodaError: Fewer steps than levels, or not one number per level.
+        CodaError: If there are fewer steps than levels, or not one number per level.
     """
-    if not isinstance(steps, int):
-        given = tuple(int(n) for n in steps)
-        if len(given) != layout.num_levels or min(given) < 1:
-            raise CodaError(
-                f"steps {' '.join(map(str, given))}: give one number, or one of at least 1 for each of the "
-                f"{layout.num_levels} levels"
-            )
-        return given
-    if steps < layout.num_levels:
-        raise CodaError(f"{steps} steps are too few: each of the {layout.num_levels} levels takes one at least")
+    levels = layout.num_levels
+    if not isinstance(steps, Integral):
+        given = list(steps) if isinstance(steps, Iterable) else [steps]
+        if len(given) != levels or not all(isinstance(n, Integral) and 1 <= n <= MOST_STEPS for n in given):
+            expected = f"one number, or one from 1 to {MOST_STEPS:,} for each of the {levels} levels"
+            raise CodaError(f"steps {' '.join(map(str, given))}: expected {expected}")
+        return tuple(map(int, given))
+    if steps < levels:
+        raise CodaError(f"{steps} steps are too few: each of the {levels} levels takes at least one")
     cells = [h * w for h, w in layout.sides]
-    shared = [1] * layout.num_levels
-    for _ in range(min(steps, sum(cells)) - layout.num_levels):
-        # The level that is furthest behind its share takes the next step; of equals, the later one.
-        waiting = [i for i in range(layout.num_levels) if shared[i] < cells[i]]
+    shared = [1] * levels
+    for _ in range(min(int(steps), sum(cells)) - levels):
+        # The level furthest behind its share takes the next step; the later one of equals.
+        waiting = [i for i in range(levels) if shared[i] < cells[i]]
         shared[max(waiting, key=lambda i: (math.sqrt(cells[i]) / (shared[i] + 0.5), i))] += 1
     return tuple(shared)
 

@@ -266,6 +266,6 @@ def _write(folder: Path, transformer: torch.nn.Module, mask_law: str) -> None:
     """The finished directory: weights and config of the transformer, and how to sample from it."""
     assert isinstance(transformer, MaskGitTransformer)
     transformer.save_pretrained(folder)
-    MaskGitScheduler(num_inference_steps=max(16, transformer.layout.num_levels), mask_law=mask_law).save_pretrained(
-        folder / "scheduler"
-    )
+    MaskGitScheduler(
+        num_inference_steps=max(16, transformer.layout.num_levels), mask_schedule=mask_law
+    ).save_pretrained(folder / "scheduler")

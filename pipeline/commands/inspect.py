@@ -118,7 +118,7 @@ def _pipeline(path: str) -> Facts:
 
     pipeline = load_whole_pipeline(path)
     scheduler = pipeline.scheduler.config
-    how = ("num_inference_steps", "guidance_scale", "order", "temperature", "mask_law")
+    how = ("num_inference_steps", "guidance_scale", "order", "temperature", "mask_schedule")
     return {
         **_tokenizer_facts(pipeline.tokenizer),
         **_generator_facts(pipeline.transformer),

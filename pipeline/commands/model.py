@@ -153,5 +153,5 @@ def settings_of(
         "tokenizer": pipeline.transformer.config.get("tokenizer_fingerprint"),
         "steps": steps_of(steps) or scheduler["num_inference_steps"],
         "guidance": scheduler["guidance_scale"] if guidance is None else guidance,
-        **{name: scheduler[name] for name in ("order", "temperature", "confidence_noise", "mask_law")},
+        **{name: scheduler[name] for name in ("order", "temperature", "confidence_noise", "mask_schedule")},
     }

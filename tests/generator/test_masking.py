@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from coda.generator.masking import cells_left, draw_training, halton_order
-from coda.generator.schedules import MASK_LAWS
+from coda.generator.masking import draw_training, halton_order, masked_after_step
+from coda.generator.schedules import MASK_SCHEDULES
 from coda.tokenizer.layout import CodeLayout
 
 LAYOUT = CodeLayout([1, 2, (2, 3), 4], 16)
@@ -51,11 +51,11 @@ def test_rows_of_a_draw_keep_their_masks():
     assert part.donors.max() < 4
 
 
-@pytest.mark.parametrize("law", MASK_LAWS)
+@pytest.mark.parametrize("law", MASK_SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 7, 16, 40])
 def test_each_step_fills_one_cell_at_least_and_the_last_all(law, steps):
     unfilled = torch.tensor([0, 1, 5, 16])
-    left = torch.cat([unfilled[None], cells_left(unfilled, steps, law)])
+    left = torch.cat([unfilled[None], masked_after_step(unfilled, steps, law)])
     taken = -left.diff(dim=0)
     assert (left[-1] == 0).all()
     assert (taken >= (left[:-1] > 0).long()).all()

@@ -95,9 +95,9 @@ def test_all_known_asks_nothing():
 
 def test_wrong_known_codes_are_refused():
     ok = torch.zeros(1, LAYOUT.num_tokens, dtype=torch.long)
-    with pytest.raises(CodaError, match="one row per picture"):
+    with pytest.raises(CodaError, match="one row per image"):
         sample(seeds=(0, 1), known=(ok, ok.bool()))
-    with pytest.raises(CodaError, match="outside"):
+    with pytest.raises(CodaError, match="must be in"):
         sample(seeds=(0,), known=(ok + 11, ok == 0))
 
 
@@ -144,6 +144,23 @@ def test_steps_are_reported_in_order_and_may_replace_codes():
     assert not (codes == 3).any()
 
 
+def test_a_level_ends_with_its_values_in_the_prefix_and_may_change_the_next():
+    ends = []
+
+    def on_level_end(state):
+        ends.append((state.level, state.index))
+        torch.testing.assert_close(
+            state.prefix, prefix_latents(state.codes.clamp(max=10), LAYOUT, TABLE)[state.level + 1]
+        )
+        codes = state.codes.clone()
+        codes[:, LAYOUT.offsets[state.level + 1] :] = 7
+        return codes
+
+    codes = sample(on_level_end=on_level_end)
+    assert ends == [(0, 0), (1, 2), (2, 5), (3, 9)]
+    assert (codes[:, 1:] == 7).all()
+
+
 def test_guidance_is_asked_by_progress():
     predict = Oracle()
     sample(predict, seeds=(0,), guidance=lambda progress: 1 + progress)
@@ -178,7 +195,7 @@ def test_a_code_without_mass_is_never_drawn():
 
 
 def test_an_unknown_order_is_named():
-    with pytest.raises(CodaError, match="'snake' is none of confidence"):
+    with pytest.raises(CodaError, match="'snake' is not one of confidence"):
         sample(order="snake")
 
 

@@ -1,5 +1,7 @@
 """The scheduler: settings in, the pure sampler's codes out."""
 
+import json
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def sample(scheduler, **settings):
 def test_every_setting_changes_the_samples():
     plain = sample(MaskGitScheduler())
     changes = dict(
-        num_inference_steps=[1, 1, 1], order="halton", temperature=0.3, confidence_noise=0.0, mask_law="linear",
+        num_inference_steps=[1, 1, 1], order="halton", temperature=0.3, confidence_noise=0.0, mask_schedule="linear",
         guidance_scale=4.0, guidance_schedule="linear", guidance_interval=(0.5, 1.0),
     )  # fmt: skip
     assert changes.keys() == {k for k in MaskGitScheduler().config if not k.startswith("_")}
@@ -54,10 +56,22 @@ def test_from_config_replaces_single_settings():
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(order="snail"), dict(mask_law="sine"), dict(guidance_schedule="up"), dict(temperature=-1.0),
-        dict(confidence_noise=-1.0), dict(guidance_interval=(0.7, 0.2)), dict(guidance_interval=(0.2,)),
+        dict(order="snail"), dict(order=["halton"]), dict(mask_schedule="sine"), dict(guidance_schedule="up"),
+        dict(temperature=-1.0), dict(temperature=float("nan")), dict(temperature="hot"), dict(confidence_noise=-1.0),
+        dict(guidance_scale=float("inf")), dict(guidance_interval=(0.7, 0.2)), dict(guidance_interval=(0.2,)),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused_at_once(wrong):
-    with pytest.raises(CodaError):
+    with pytest.raises(CodaError, match=next(iter(wrong))):
         MaskGitScheduler(**wrong)
+    with pytest.raises(CodaError, match="guidance_scale nan"):
+        sample(MaskGitScheduler(), guidance_scale=float("nan"))
+
+
+def test_an_older_config_is_read(tmp_path):
+    config = {"_class_name": "MaskGitScheduler", "mask_law": "arccos", "temperature": 0.5}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    loaded = MaskGitScheduler.from_pretrained(tmp_path)
+    assert (loaded.config.mask_schedule, loaded.config.temperature) == ("arccos", 0.5)
+    loaded.save_pretrained(tmp_path)
+    assert MaskGitScheduler.from_pretrained(tmp_path).config.mask_schedule == "arccos"

@@ -3,23 +3,23 @@
 import pytest
 import torch
 
-from coda.generator.schedules import MASK_LAWS, guidance_scale_at, learning_rate_at, mask_ratio, steps_per_level
+from coda.generator.schedules import MASK_SCHEDULES, guidance_scale_at, learning_rate_at, mask_ratio, steps_per_level
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.layout import CodeLayout
 
 LAYOUT = CodeLayout([1, 2, 3, 4, 6, 8], 64)
 
 
-@pytest.mark.parametrize("law", MASK_LAWS)
-def test_mask_ratio_falls_from_all_to_none(law):
-    ratio = mask_ratio(torch.linspace(0, 1, 50, dtype=torch.float64), law)
+@pytest.mark.parametrize("schedule", MASK_SCHEDULES)
+def test_mask_ratio_falls_from_all_to_none(schedule):
+    ratio = mask_ratio(torch.linspace(0, 1, 50, dtype=torch.float64), schedule)
     assert ratio[0] == 1
     assert ratio[-1].abs() < 1e-12
     assert (ratio.diff() < 0).all()
 
 
-def test_unknown_mask_law_is_named():
-    with pytest.raises(CodaError, match="'cosin' is none of cosine"):
+def test_an_unknown_mask_schedule_is_named():
+    with pytest.raises(CodaError, match="'cosin' is not one of cosine"):
         mask_ratio(torch.tensor(0.5), "cosin")
 
 
@@ -40,8 +40,8 @@ def test_steps_per_level_are_taken_as_given():
     assert steps_per_level([1, 1, 1, 2, 2, 9], LAYOUT) == (1, 1, 1, 2, 2, 9)
 
 
-@pytest.mark.parametrize("steps", [5, 0, [1, 2], [1, 1, 1, 1, 1, 0]])
-def test_too_few_steps_are_refused(steps):
+@pytest.mark.parametrize("steps", [5, 0, [1, 2], [1, 1, 1, 1, 1, 0], 6.5, [1.5] * 6, [10**9] * 6])
+def test_wrong_steps_are_refused(steps):
     with pytest.raises(CodaError, match="6 levels"):
         steps_per_level(steps, LAYOUT)
 

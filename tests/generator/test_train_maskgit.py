@@ -72,7 +72,7 @@ def test_the_directory_says_what_it_was_trained_on(make_cache, tmp_path):
     assert model.class_labels == (0, 1, 2)
     assert model.class_names == ("ant", "bee", "cat", "dog", "eel")
     assert model.tokenizer_fingerprint == "f" * 64
-    assert MaskGitScheduler.from_pretrained(out, subfolder="scheduler").config.mask_law == "arccos"
+    assert MaskGitScheduler.from_pretrained(out, subfolder="scheduler").config.mask_schedule == "arccos"
     assert not (out / "checkpoints").exists()
 
 

@@ -168,11 +168,11 @@ def choices(name: str, flag: str) -> tuple[object, ...]:
 def test_choices_are_those_of_the_library() -> None:
     from coda.benchmarks.timing.quantizer import QUANTIZER_SHAPES
     from coda.generator.presets import PRESETS
-    from coda.generator.schedules import MASK_LAWS
+    from coda.generator.schedules import MASK_SCHEDULES
     from coda.pipeline.cli.arguments import Precision
 
     assert choices("train-maskgit", "preset") == tuple(PRESETS)
-    assert choices("train-maskgit", "mask_law") == MASK_LAWS
+    assert choices("train-maskgit", "mask_law") == MASK_SCHEDULES
     assert choices("benchmark speed", "shapes") == tuple(shape.name for shape in QUANTIZER_SHAPES)
     assert choices("sample", "dtype") == get_args(Precision)
 
