@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images import imagenet
@@ -113,9 +113,20 @@ class ClassTable:
         return index
 
     def find_all(self, words: int | str | Iterable[int | str]) -> list[int]:
-        """`find` for one word or several, in their order."""
+        """`find` for one word or several, in their order; a text may name several classes with commas between.
+
+        Names with commas in them are found too: "tench, Tinca tinca" is one class, as the longest text that is a name.
+        """
         several = words.tolist() if hasattr(words, "tolist") else words  # an array or a tensor
-        return [self.find(word) for word in ([several] if isinstance(several, int | str) else several)]
+        found = []
+        for word in [several] if isinstance(several, int | str) else several:
+            parts: Sequence[Any] = word.split(",") if isinstance(word, str) else [word]
+            while parts:
+                names = (n for n in range(len(parts), 1, -1) if _plain(",".join(parts[:n])) in self._of_word)
+                taken = next(names, 1)
+                found.append(self.find(",".join(parts[:taken]) if taken > 1 else parts[0]))
+                parts = parts[taken:]
+        return found
 
     def nearest(self, word: str, count: int = 3) -> list[ImageClass]:
         """Classes the model has seen whose names are most like `word`: those that contain it first."""

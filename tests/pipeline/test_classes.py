@@ -31,6 +31,12 @@ def test_several_words_keep_their_order() -> None:
     assert find_classes(np.array([5, 3])) == find_classes(list(np.array([5, 3]))) == [5, 3]
 
 
+def test_a_text_may_name_several_classes_with_commas_between() -> None:
+    assert find_classes("golden retriever,tench, Tinca tinca , n01440764") == [207, 0, 0]
+    with pytest.raises(CodaError, match='no class ""'):
+        find_classes("207,,1")
+
+
 def test_every_imagenet_class_is_found_by_its_id_and_by_all_its_synonyms_together() -> None:
     table = ClassTable.of_model(1000)
     for entry in table.classes:
