@@ -20,6 +20,7 @@ from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import log_info
 from coda.tokenizer.images import ImageSource
 from coda.tokenizer.layout import Side
+from coda.tokenizer.settings import AdaptSettings, RunOptions
 from coda.tokenizer.training.run_directory import RunDirectory
 
 from .features.extractors import FeatureExtractor, FigureNames, load_extractor, require_torch_fidelity
@@ -158,7 +159,8 @@ def ablation(
     for number, recipe in enumerate(recipes, 1):
         folder = run.path / "rungs" / _folder_name(recipe)
         log_info(f"Rung {number} of {len(recipes)}: {_folder_name(recipe)}")
-        made = adapt(vae, data, folder / "tokenizer", codebook_size=codebook_size, **asdict(recipe), **shared)
+        adapt_settings = AdaptSettings.from_mapping({**shared, **asdict(recipe), "codebook_size": codebook_size})
+        made = adapt(vae, data, folder / "tokenizer", adapt_settings, RunOptions.from_mapping(shared))
         measured[recipe] = reconstruction_metrics(
             made,
             data if test_data is None else test_data,

@@ -1,4 +1,4 @@
-"""Numbers as functions of progress: mask ratios, guidance, steps per level, learning rate. All pure."""
+"""Numbers as functions of progress: mask ratios, guidance, steps per level. All pure."""
 
 from __future__ import annotations
 
@@ -90,15 +90,3 @@ def steps_per_level(steps: int | Sequence[int], layout: CodeLayout) -> tuple[int
         waiting = [i for i in range(levels) if shared[i] < cells[i]]
         shared[max(waiting, key=lambda i: (math.sqrt(cells[i]) / (shared[i] + 0.5), i))] += 1
     return tuple(shared)
-
-
-def learning_rate_at(step: int, peak: float, warmup: int, steps: int, decay: str = "cosine") -> float:
-    """Learning rate of step `step` (from 0): a linear warm-up, then "cosine" down to a hundredth, or "constant"."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if decay == "constant":
-        return peak
-    if decay == "cosine":
-        progress = (step - warmup) / max(1, steps - warmup)
-        return peak * (0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
-    raise CodaError(f"learning-rate decay {decay!r} is neither cosine nor constant")

@@ -90,36 +90,9 @@ def adapt(
         coda adapt --data photographs
         coda adapt --vae kl16.safetensors --data "train-{000..255}.tar" --codebook-size 16384 --workers 8
     """
+    given = locals()
     from coda.tokenizer import adapt as train
+    from coda.tokenizer.settings import AdaptSettings, RunOptions
 
-    path = train(
-        vae=vae,
-        data=data,
-        out=out,
-        size=size,
-        sides=sides,
-        codebook_size=codebook_size,
-        attention_dim=attention_dim,
-        norm=norm,
-        lora_rank=lora_rank,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        warmup=warmup,
-        kmeans_images=kmeans_images,
-        l1_weight=l1_weight,
-        l2_weight=l2_weight,
-        perceptual_weight=perceptual_weight,
-        entropy_weight=entropy_weight,
-        adversarial_weight=adversarial_weight,
-        adversarial_start=adversarial_start,
-        ema_decay=ema_decay,
-        workers=workers,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        overwrite=overwrite,
-        strict=strict,
-        checkpoint_every=checkpoint_every,
-    )
+    path = train(vae, data, out, AdaptSettings.from_mapping(given), RunOptions.from_mapping(given))
     return f"Made a tokenizer in {path}"

@@ -69,36 +69,15 @@ def train_maskgit(
         coda train-maskgit
         coda train-maskgit --cache runs/cache --preset tiny --steps 5000
     """
+    given = locals()
     from coda.generator import train_maskgit as train
+    from coda.generator.settings import MaskGitSettings
     from coda.tokenizer.fingerprint import MANIFEST
+    from coda.tokenizer.settings import RunOptions
 
     from .model import TOKENIZER
 
     if tokenizer is None and cache == Path("runs/cache") and Path(TOKENIZER, MANIFEST).is_file():
         tokenizer = TOKENIZER
-    path = train(
-        cache=cache,
-        out=out,
-        tokenizer=tokenizer,
-        preset=preset,
-        hidden_size=hidden_size,
-        depth=depth,
-        num_heads=num_heads,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        lr_decay=lr_decay,
-        warmup=warmup,
-        class_dropout=class_dropout,
-        corruption=corruption,
-        mask_law=mask_law,
-        ema_decay=ema_decay,
-        gradient_checkpointing=gradient_checkpointing,
-        workers=workers,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        overwrite=overwrite,
-        checkpoint_every=checkpoint_every,
-    )
+    path = train(cache, out, MaskGitSettings.from_mapping(given), RunOptions.from_mapping(given), tokenizer)
     return f"Made a generator in {path}"

@@ -67,31 +67,9 @@ def train_vae(
     Examples:
         coda train-vae --data photographs --size 64
     """
+    given = locals()
     from coda.tokenizer import train_vae as train
+    from coda.tokenizer.settings import RunOptions, VaeSettings
 
-    path = train(
-        data=data,
-        out=out,
-        size=size,
-        architecture=architecture,
-        factor=factor,
-        latent_channels=latent_channels,
-        width=width,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        warmup=warmup,
-        l1_weight=l1_weight,
-        l2_weight=l2_weight,
-        perceptual_weight=perceptual_weight,
-        kl_weight=kl_weight,
-        ema_decay=ema_decay,
-        workers=workers,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        overwrite=overwrite,
-        strict=strict,
-        checkpoint_every=checkpoint_every,
-    )
+    path = train(data, out, VaeSettings.from_mapping(given), RunOptions.from_mapping(given))
     return f"Made a continuous VAE in {path}"

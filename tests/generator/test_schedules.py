@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from coda.generator.schedules import MASK_SCHEDULES, guidance_scale_at, learning_rate_at, mask_ratio, steps_per_level
+from coda.generator.schedules import MASK_SCHEDULES, guidance_scale_at, mask_ratio, steps_per_level
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.layout import CodeLayout
 
@@ -56,14 +56,3 @@ def test_guidance_grows_over_its_interval(schedule):
     assert scales == sorted(scales)
     assert scales[0] == pytest.approx(1)
     assert scales[-1] == pytest.approx(3)
-
-
-def test_learning_rate_warms_up_then_decays():
-    rates = [learning_rate_at(step, 1.0, warmup=10, steps=100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == pytest.approx(1.0)
-    assert rates.index(max(rates)) in (9, 10)
-    assert rates[-1] < 0.02
-    assert [learning_rate_at(s, 1.0, 10, 100, "constant") for s in (10, 99)] == [1, 1]
-    with pytest.raises(CodaError, match="neither cosine nor constant"):
-        learning_rate_at(50, 1.0, 10, 100, "step")

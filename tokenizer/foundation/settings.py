@@ -19,10 +19,10 @@ import math
 import numbers
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from .errors import CodaError
 
@@ -190,6 +190,11 @@ class Settings:
     def __post_init__(self) -> None:
         for entry in self.declared():
             object.__setattr__(self, entry.name, check_value(entry.name, getattr(self, entry.name), entry.kind))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """The settings found among `values`; the others keep their defaults."""
+        return cls(**{entry.name: values[entry.name] for entry in cls.declared() if entry.name in values})
 
     @classmethod
     def declared(cls) -> list[Setting]:

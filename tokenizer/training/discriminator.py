@@ -1,9 +1,9 @@
-"""A network that tells photographs from reconstructions, patch by patch, and its training.
+"""Patch discriminator: tells images from reconstructions patch by patch, and its training.
 
-After Isola et al., *Image-to-Image Translation with Conditional Adversarial Networks*, 2017: the critic of VQGAN and of
-the published CODA.
+After Isola et al., *Image-to-Image Translation with Conditional Adversarial Networks*, 2017, as VQGAN and the published
+CODA use it.
 
-Shapes: images (B, 3, H, W) in [-1, 1]; logits (B, 1, h, w), one per overlapping patch, high for photographs.
+Shapes: images (B, 3, H, W) in [-1, 1]; logits (B, 1, h, w), one per overlapping patch, high for images.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch import nn
 
 from ..foundation.seeding import derived_seed
 from .losses import hinge_discriminator_loss, hinge_generator_loss
-from .optimization import TrainedParameters
+from .optimization import OptimizerWithEMA
 
 
 class PatchDiscriminator(nn.Module):
-    """A stack of convolutions, the first `depth` of them 4×4 with stride 2, then two of 3×3.
+    """A stack of convolutions: `depth` of 4×4 with stride 2, then two of 3×3.
 
-    The published ones have 4×4 throughout, which leaves nothing of small pictures. Group normalisation takes the place
-    of their batch normalisation: it has no running statistics, so that photographs and reconstructions need not share a
-    batch, and processes need not be synchronised.
+    The published discriminators have 4×4 throughout, too much for small images. Group normalization replaces their
+    batch normalization: it has no running statistics, so images and reconstructions need not share a batch, and
+    processes need not be synchronized.
 
     Args:
-        width: Channels of the first layer; they double at each of the next, up to eight times that.
-        depth: Halvings of the resolution; 3 gives patches of 54 pixels.
+        width: Channels of the first layer; each next layer doubles them, up to eight times `width`.
+        depth: Number of halvings of the resolution; 3 gives patches of 54 pixels.
     """
 
     def __init__(self, width: int = 64, depth: int = 3) -> None:
@@ -57,15 +57,15 @@ class PatchDiscriminator(nn.Module):
         return self.layers(images)
 
 
-class Adversary:
-    """A discriminator and its training, beside that of what it judges.
+class DiscriminatorTrainer:
+    """A discriminator and its own training.
 
-    The published training lets the discriminator's step apply gradients that the other step left in it. Here the
-    discriminator is frozen while it judges for the other's sake, and starts its own step without any.
+    In the published training the discriminator's step also applies gradients of the generator's loss. Here the
+    discriminator is frozen in `generator_loss`, so that its step uses its own gradients only.
 
     Args:
-        accelerator: Of the training.
-        seed: Of the initial weights.
+        accelerator: The training's accelerator.
+        seed: Seed of the initial weights.
     """
 
     _PREFIX = "discriminator"
@@ -73,31 +73,30 @@ class Adversary:
     def __init__(self, accelerator: Accelerator, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed("discriminator", seed))
-            self._critic = PatchDiscriminator()
+            self._discriminator = PatchDiscriminator()
         self._accelerator = accelerator
-        self._prepared = accelerator.prepare(self._critic)
-        self._trained = TrainedParameters(list(self._critic.named_parameters()), betas=(0.5, 0.9))
+        self._prepared = accelerator.prepare(self._discriminator)
+        self._optimizer = OptimizerWithEMA(self._discriminator, betas=(0.5, 0.9))
 
-    def deceived(self, reconstructions: torch.Tensor) -> torch.Tensor:
-        """The loss of the maker of `reconstructions`: low where they pass for photographs."""
-        self._critic.requires_grad_(False)
-        return hinge_generator_loss(self._critic(reconstructions))
+    def generator_loss(self, reconstructions: torch.Tensor) -> torch.Tensor:
+        """Loss of the tokenizer: low if the discriminator takes `reconstructions` for images."""
+        self._discriminator.requires_grad_(False)
+        return hinge_generator_loss(self._discriminator(reconstructions))
 
-    def learn(self, images: torch.Tensor, reconstructions: torch.Tensor, rate: float, largest_gradient: float) -> float:
+    def step(self, images: torch.Tensor, reconstructions: torch.Tensor, lr: float) -> float:
         """One step of the discriminator; returns its loss."""
-        self._critic.requires_grad_(True)
-        self._trained.optimizer.zero_grad()
+        self._discriminator.requires_grad_(True)
         # One pass for both: processes average their gradients once per backward pass.
         real, fake = self._prepared(torch.cat([images, reconstructions.detach()])).chunk(2)
         loss = hinge_discriminator_loss(real, fake)
         self._accelerator.backward(loss)
-        self._trained.update(rate, largest_gradient)
+        self._optimizer.step(lr)
         return float(loss.detach())
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Its part of a checkpoint."""
-        return self._trained.tensors(self._PREFIX)
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """The discriminator's part of a checkpoint."""
+        return self._optimizer.state_tensors(self._PREFIX)
 
-    def load(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
-        """Take back what `tensors` gave after that many calls of `learn`."""
-        self._trained.load(self._PREFIX, tensors, updates)
+    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
+        """Restore what `state_tensors` returned after that many steps."""
+        self._optimizer.load_state_tensors(self._PREFIX, tensors, updates)

@@ -1,36 +1,42 @@
-"""What a training needs beside its loop: device and precision, the learning rate's course, and the state to go on from.
+"""Shared by the three training loops: device and precision, learning rate, optimizer with EMA, finite check.
 
-All of it is a function of the step or a plain tensor, so that a checkpoint is a safetensors file and a step number.
+Everything random follows from (seed, step), so a checkpoint is a safetensors file and a step number.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from diffusers.training_utils import EMAModel
+from torch import nn
 
 from ..foundation.device import resolve_device
 from ..foundation.errors import CodaError
 from ..foundation.launcher import check_world_size, rank_and_world_size, was_launched
+from .run_directory import RunDirectory
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
-_DTYPES = {"float32": "no", "bfloat16": "bf16"}
+LOG_EVERY = 10  # steps
+_MAX_GRADIENT_NORM = 1.0
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
+_MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16"}
 
 
 def start_accelerator(device: str = "auto", dtype: str = "auto") -> Accelerator:
-    """Start accelerate on the device and in the precision asked for.
+    """Start accelerate on a device and in a precision.
 
-    Processes that `torchrun` or `accelerate launch` started work together, on the CPU where there is nothing else.
+    Processes that `torchrun` or `accelerate launch` started work together, on the CPU if there is nothing else.
 
     Args:
-        device: "auto" (what is there), "cpu", "mps", "cuda" or "cuda:N".
-        dtype: "float32"; "bfloat16" for mixed precision (weights stay float32); "auto": the second on CUDA devices
-            that compute in it, the first elsewhere (CPUs mostly emulate it, hundreds of times slower).
+        device: "auto" (CUDA or MPS if available), "cpu", "mps", "cuda" or "cuda:N".
+        dtype: "float32"; "bfloat16" for mixed precision (weights stay float32); "auto": bfloat16 on CUDA devices that
+            compute in it, else float32 (most CPUs emulate bfloat16, hundreds of times slower).
 
     Raises:
         CodaError: If there is no such device or dtype, or the processes that were started cannot work together.
@@ -39,8 +45,8 @@ def start_accelerator(device: str = "auto", dtype: str = "auto") -> Accelerator:
     if dtype == "auto":
         on_cuda = torch.cuda.is_available() and (wanted is None or wanted.type == "cuda")
         dtype = "bfloat16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if dtype not in _DTYPES:
-        raise CodaError(f"dtype {dtype!r} is not known for training; it is auto, {' or '.join(_DTYPES)}")
+    if dtype not in _MIXED_PRECISION:
+        raise CodaError(f"dtype {dtype!r} is not known for training; it is auto, {' or '.join(_MIXED_PRECISION)}")
     launched = rank_and_world_size()[1]
     if launched == 1:
         check_world_size(1)
@@ -50,28 +56,39 @@ def start_accelerator(device: str = "auto", dtype: str = "auto") -> Accelerator:
         raise CodaError(f"device {device} is one device, and {launched} processes were started; use cuda or cpu")
     shareable = torch.accelerator.is_available() and not torch.backends.mps.is_available()
     cpu = launched > 1 and not shareable if wanted is None else wanted.type == "cpu"
-    if PartialState(cpu=cpu).num_processes == 1:  # else a second training of this process could not choose again
+    if PartialState(cpu=cpu).num_processes == 1:  # otherwise a second training in this process could not choose again
         AcceleratorState._reset_state(reset_partial_state=True)
     if wanted is not None and wanted.index is not None:
         torch.cuda.set_device(wanted)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=_DTYPES[dtype])
+    accelerator = Accelerator(cpu=cpu, mixed_precision=_MIXED_PRECISION[dtype])
     check_world_size(accelerator.num_processes)
     return accelerator
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Learning rate of step `step` (from 0): up in a line for `warmup` steps, then down a cosine to 0 after `steps`."""
+def open_run_directory(
+    accelerator: Accelerator, out: str | Path, kind: str, record: dict[str, Any], overwrite: bool
+) -> RunDirectory:
+    """The run directory, made by the main process; `record` is everything that changes the result but the precision."""
+    record = {**record, "precision": accelerator.mixed_precision}
+    with accelerator.main_process_first():
+        return RunDirectory(out, kind, record, overwrite=overwrite and accelerator.is_main_process)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str = "cosine", floor: float = 0.0) -> float:
+    """Learning rate of step `step` (from 0): linear warm-up, then "constant" or "cosine" down to `floor` · `peak`."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if decay == "constant":
+        return peak
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def finite(loss: torch.Tensor, step: int) -> float:
+def check_finite(loss: torch.Tensor, step: int) -> float:
     """The loss as a number.
 
     Raises:
-        CodaError: It is none any more.
+        CodaError: If the loss is NaN or infinite.
     """
     value = float(loss.detach())
     if not math.isfinite(value):
@@ -79,79 +96,90 @@ def finite(loss: torch.Tensor, step: int) -> float:
     return value
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let all of the optimizer's parameters learn at `rate`."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-class TrainedParameters:
-    """Parameters by name, with their optimizer and their moving average: one part of a checkpoint.
+class OptimizerWithEMA:
+    """AdamW with gradient clipping, and an exponential moving average (EMA) of the weights.
 
     Args:
-        named: (name, parameter) of all that is trained.
-        betas: Of AdamW. There is no weight decay: it would pull a quantizer away from its start.
-        ema_decay: Of the moving average, reached over the first steps; None for none.
+        module: Its parameters that require gradients are trained.
+        betas: AdamW's betas.
+        ema_decay: EMA decay; after n updates at most (1 + n) / (10 + n). None keeps no average.
+        weight_decay: Weight decay of matrices other than embeddings. All other parameters have none.
+        fused: Use torch's fused kernel instead of its foreach implementation.
     """
 
     def __init__(
         self,
-        named: Sequence[tuple[str, torch.nn.Parameter]],
+        module: nn.Module,
         betas: tuple[float, float],
         ema_decay: float | None = None,
+        weight_decay: float = 0.0,
+        fused: bool = False,
     ) -> None:
-        self.names = [name for name, _ in named]
-        self.parameters = [parameter for _, parameter in named]
-        # `foreach` is chosen here: left to torch it differs between devices, and with it the last bits.
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, betas=betas, weight_decay=0.0, foreach=True)
-        self.ema = None if ema_decay is None else EMAModel(self.parameters, decay=ema_decay, foreach=True)
+        self._named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._parameters = list(self._named.values())
+        decayed = {name for name, p in self._named.items() if p.ndim == 2 and "embedding" not in name}
+        groups = [
+            {"params": [p for n, p in self._named.items() if n in decayed], "weight_decay": weight_decay},
+            {"params": [p for n, p in self._named.items() if n not in decayed], "weight_decay": 0.0},
+        ]
+        # `foreach` is stated: torch's own choice differs between devices, and with it the last bits.
+        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=fused, foreach=not fused)
+        self._fused = fused
+        self._ema = None if ema_decay is None else EMAModel(self._parameters, decay=ema_decay, foreach=True)
 
-    def update(self, rate: float, largest_gradient: float) -> torch.Tensor:
-        """One step of the optimizer and of the average; returns the gradient's norm before clipping."""
-        set_learning_rate(self.optimizer, rate)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, largest_gradient)
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.step(self.parameters)
+    def step(self, lr: float) -> torch.Tensor:
+        """Clip the gradients, update the weights and their average, drop the gradients.
+
+        Returns:
+            The norm of the gradients before clipping, a scalar.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._ema is not None:
+            self._ema.step(self._parameters)
         return norm
 
     def use_average(self) -> None:
-        """Replace the parameters by their moving average, for good."""
-        if self.ema is not None:
-            self.ema.copy_to(self.parameters)
+        """Replace the weights by their average, for good."""
+        if self._ema is not None:
+            self._ema.copy_to(self._parameters)
 
-    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+    def state_tensors(self, prefix: str) -> dict[str, torch.Tensor]:
         """All state: `<prefix>.weight.<name>`, `.exp_avg.`, `.exp_avg_sq.` and `.ema.`."""
-        found: dict[str, torch.Tensor] = {}
-        for number, (name, parameter) in enumerate(zip(self.names, self.parameters, strict=True)):
-            found[f"{prefix}.weight.{name}"] = parameter
+        tensors: dict[str, torch.Tensor] = {}
+        for number, (name, parameter) in enumerate(self._named.items()):
+            tensors[f"{prefix}.weight.{name}"] = parameter
             for key in _MOMENTS:
-                if key in self.optimizer.state[parameter]:
-                    found[f"{prefix}.{key}.{name}"] = self.optimizer.state[parameter][key]
-            if self.ema is not None:
-                found[f"{prefix}.ema.{name}"] = self.ema.shadow_params[number]
-        return found
+                if key in self._optimizer.state[parameter]:
+                    tensors[f"{prefix}.{key}.{name}"] = self._optimizer.state[parameter][key]
+            if self._ema is not None:
+                tensors[f"{prefix}.ema.{name}"] = self._ema.shadow_params[number]
+        return tensors
 
     @torch.no_grad()
-    def load(self, prefix: str, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
-        """Take back what `tensors` gave after that many updates.
+    def load_state_tensors(self, prefix: str, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
+        """Restore what `state_tensors` returned after that many updates.
 
         Raises:
-            CodaError: The checkpoint belongs to something else.
+            CodaError: If the checkpoint belongs to another model.
         """
-        expected = {f"{prefix}.weight.{name}" for name in self.names}
+        expected = {f"{prefix}.weight.{name}" for name in self._named}
         found = {key for key in tensors if key.startswith(f"{prefix}.weight.")}
         if expected != found:
             raise CodaError(f"the checkpoint does not fit: {min(expected ^ found)} is on one side only")
-        for number, (name, parameter) in enumerate(zip(self.names, self.parameters, strict=True)):
+        for number, (name, parameter) in enumerate(self._named.items()):
             parameter.copy_(tensors[f"{prefix}.weight.{name}"])
             if updates:
-                # As the parameter lies in memory: other strides could take another path, with other last bits.
+                # Strides as the parameter's: others could take another path, with other last bits.
                 moments = {
                     key: torch.empty_like(parameter).copy_(tensors[f"{prefix}.{key}.{name}"]) for key in _MOMENTS
                 }
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(updates)), **moments}
-            if self.ema is not None:
-                self.ema.shadow_params[number].copy_(tensors[f"{prefix}.ema.{name}"])
-        if self.ema is not None:
-            self.ema.optimization_step = updates
+                step = torch.tensor(float(updates), device=parameter.device if self._fused else "cpu")
+                self._optimizer.state[parameter] = {"step": step, **moments}
+            if self._ema is not None:
+                self._ema.shadow_params[number].copy_(tensors[f"{prefix}.ema.{name}"])
+        if self._ema is not None:
+            self._ema.optimization_step = updates

@@ -1,4 +1,4 @@
-"""From images through codes and back as one module, and where its training starts.
+"""VAE and quantizer as one trainable module, and its initialization from data.
 
 Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, h, w); codes (B, T).
 """
@@ -11,18 +11,20 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..foundation.errors import CodaError
 from ..foundation.progress import progress
 from ..foundation.seeding import step_generator
 from ..images import ImageSource, image_batches, to_unit
 from ..quantizer.kmeans import initialize_nearest_neighbor, residual_kmeans
 from ..quantizer.residual_quantizer import ResidualQuantizer
+from ..settings import AdaptSettings, RunOptions
 from ..vae.continuous_vae import ContinuousVAE, measure_normalization
 from .losses import adaptive_weight
 
 _STATISTICS_IMAGES = 256
 
 
-class Passed(NamedTuple):
+class ForwardOutput(NamedTuple):
     """reconstructions: (B, 3, H, W), not clamped. codes: (B, T). The losses: scalars."""
 
     reconstructions: torch.Tensor
@@ -31,69 +33,62 @@ class Passed(NamedTuple):
     entropy_loss: torch.Tensor
 
 
-class ThroughTheCodes(nn.Module):
-    """Encode, quantize and decode as one module, so that all gradients are averaged over processes."""
+class TrainableTokenizer(nn.Module):
+    """Encode, quantize and decode as one module, so that processes average all gradients."""
 
     def __init__(self, vae: ContinuousVAE, quantizer: ResidualQuantizer) -> None:
         super().__init__()
         self.vae, self.quantizer = vae, quantizer
         weight = vae.last_layer
         self._last = [module for module in vae.modules() if getattr(module, "weight", None) is weight]
-        self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._last_call: tuple[torch.Tensor, torch.Tensor] | None = None
         self._last[0].register_forward_hook(self._remember)
 
-    def forward(self, images: torch.Tensor) -> Passed:
+    def forward(self, images: torch.Tensor) -> ForwardOutput:
         """Encode, quantize, decode."""
         latents = self.vae.encode(images)
-        with torch.autocast(images.device.type, enabled=False):  # near ties need float32's bits
+        with torch.autocast(images.device.type, enabled=False):  # retrieval needs float32
             out = self.quantizer(latents.float())
         reconstructions = self.vae.decode(out.quantized)
-        return Passed(reconstructions, out.codes, out.quantization_loss, out.entropy_loss)
+        return ForwardOutput(reconstructions, out.codes, out.quantization_loss, out.entropy_loss)
 
     def adaptive_weight(self, reconstruction: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
-        """VQGAN's weight of the adversarial loss, at the decoder's last layer, of the newest forward pass."""
-        assert self._seen is not None, "there was no forward pass"
-        given, gave = self._seen
+        """VQGAN's weight of the adversarial loss, at the decoder's last layer, for the latest forward pass."""
+        assert self._last_call is not None, "there was no forward pass"
+        given, gave = self._last_call
         gradients = [torch.autograd.grad(loss, gave, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
         return adaptive_weight(self._last[0], given, gradients[0], gradients[1])
 
     def _remember(self, _: nn.Module, given: tuple[torch.Tensor, ...], gave: torch.Tensor) -> None:
-        self._seen = (given[0], gave) if gave.requires_grad else None
+        self._last_call = (given[0], gave) if gave.requires_grad else None
 
 
 @torch.no_grad()
 def initialize_from_data(
-    vae: ContinuousVAE,
-    quantizer: ResidualQuantizer,
-    source: ImageSource,
-    size: tuple[int, int],
-    kmeans_images: int,
-    batch_size: int,
-    seed: int,
-    workers: int = 0,
-    strict: bool = False,
+    vae: ContinuousVAE, quantizer: ResidualQuantizer, source: ImageSource, settings: AdaptSettings, run: RunOptions
 ) -> ContinuousVAE:
-    """Measure the latents where nobody has, fit the codebook, set the quantizer to retrieve the nearest code.
+    """Measure the latents if they are unnormalized, fit the codebook, set the quantizer to nearest-neighbor retrieval.
 
     Args:
-        vae: On the device that is to do the work.
+        vae: On the device that does the work.
         quantizer: Changed in place.
-        source: Images, of which the seed draws some.
-        size: Height and width in pixels.
-        kmeans_images: Images for the codebook.
-        batch_size: Images at a time.
-        seed: Of every random choice.
-        workers: Processes that load images.
-        strict: Stop at the first image that cannot be read.
+        source: Images; `settings.seed` draws `settings.kmeans_images` of them.
+        settings: With size and kmeans_images known.
+        run: Workers and strictness.
 
     Returns:
-        `vae`, with its normalisation known.
+        `vae`, normalized.
+
+    Raises:
+        CodaError: If latents are NaN or infinite, or there are fewer vectors than codes.
     """
-    count = max(kmeans_images, _STATISTICS_IMAGES if vae.is_unnormalized else 0)
-    order = torch.randperm(len(source), generator=step_generator(seed, 0, "k-means images"))[:count].tolist()
+    assert settings.kmeans_images is not None and settings.size is not None
+    size, count = settings.size, max(settings.kmeans_images, _STATISTICS_IMAGES if vae.is_unnormalized else 0)
+    generator = step_generator(settings.seed, 0, "k-means images")
+    order = torch.randperm(len(source), generator=generator)[:count].tolist()
 
     def images(title: str, indices: Sequence[int]) -> Iterator[torch.Tensor]:
-        batches = image_batches(source, size, batch_size, indices, workers=workers, strict=strict)
+        batches = image_batches(source, size, settings.batch_size, indices, workers=run.workers, strict=run.strict)
         with progress(title, total=len(indices), unit="images") as bar:
             for batch in batches:
                 yield to_unit(batch.pixels.to(vae.device))
@@ -101,9 +96,12 @@ def initialize_from_data(
 
     if vae.is_unnormalized:
         vae = measure_normalization(vae, images("Measuring the latents", order[:_STATISTICS_IMAGES]))
-    latents = [vae.encode(batch) for batch in images("Encoding images for the codebook", order[:kmeans_images])]
+    latents = []
+    for batch in images("Encoding images for the codebook", order[: settings.kmeans_images]):
+        latents.append(vae.encode(batch))
+        if not latents[-1].isfinite().all():
+            raise CodaError("the VAE's latents are NaN or infinite: its weights are damaged")
     layout = quantizer.layout
-    initialize_nearest_neighbor(
-        quantizer, residual_kmeans(torch.cat(latents), layout.sides, layout.codebook_size, seed=seed)
-    )
+    codebook = residual_kmeans(torch.cat(latents), layout.sides, layout.codebook_size, seed=settings.seed)
+    initialize_nearest_neighbor(quantizer, codebook)
     return vae
