@@ -61,7 +61,7 @@ def train_maskgit(
         `out`.
 
     Raises:
-        CodaError: If settings do not fit together, the cache is damaged or another tokenizer's, or `out` cannot be used.
+        CodaError: If settings do not fit together, the cache is damaged or does not fit, or `out` cannot be used.
     """
     accelerator = start_accelerator(run.device, run.dtype)
     check_batch_size(settings.batch_size)
@@ -99,7 +99,7 @@ def _train(
     optimizer = OptimizerWithEMA(
         transformer, betas=(0.9, 0.96), ema_decay=settings.ema_decay, weight_decay=0.03, fused=fused
     )
-    start = 0
+    start, checkpoint_every = 0, run.checkpoint_every or _CHECKPOINT_EVERY
     if (checkpoint := directory.latest()) is not None:
         start = checkpoint.step
         optimizer.load_state_tensors("generator", checkpoint.tensors, updates=start)
@@ -132,9 +132,8 @@ def _train(
                 if accelerator.is_main_process:
                     levels = {f"loss_level_{i}": loss for i, loss in enumerate(output.level_losses.tolist())}
                     directory.log(done, **figures, **levels, gradient=float(gradient), lr=lr)
-            if done % (run.checkpoint_every or _CHECKPOINT_EVERY) == 0 and done < settings.steps:
-                if accelerator.is_main_process:
-                    directory.save(done, optimizer.state_tensors("generator"))
+            if accelerator.is_main_process and done % checkpoint_every == 0 and done < settings.steps:
+                directory.save(done, optimizer.state_tensors("generator"))
 
     if accelerator.is_main_process:
         optimizer.use_average()

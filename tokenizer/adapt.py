@@ -79,6 +79,9 @@ def adapt(
     source = open_images(data)
     vae = load_vae(vae) if isinstance(vae, str | Path) else copy.deepcopy(vae)
     vae = vae.float().eval().requires_grad_(False)
+    for name, tensor in vae.state_dict().items():
+        if not tensor.isfinite().all():
+            raise CodaError(f"the VAE's weights are damaged: {name} has values that are NaN or infinite")
     settings = _resolve(settings, vae, source)
     record = {**asdict(settings), "vae": _digest(vae), "data": source.fingerprint}
     directory = open_run_directory(accelerator, out, "tokenizer", record, run.overwrite)
@@ -103,13 +106,12 @@ def _train(
     optimizer = OptimizerWithEMA(tokenizer, betas=(0.5, 0.9), ema_decay=settings.ema_decay)
     discriminator = DiscriminatorTrainer(accelerator, settings.seed) if settings.adversarial_weight else None
     features = LiteFeatures().to(accelerator.device) if settings.perceptual_weight else None
-    start, skipped = 0, 0
+    start, skipped, checkpoint_every = 0, 0, run.checkpoint_every or _CHECKPOINT_EVERY
     if checkpoint is not None:
         start = checkpoint.step
         optimizer.load_state_tensors("tokenizer", checkpoint.tensors, updates=start)
         if discriminator is not None:
-            updates = max(0, start - settings.adversarial_start)
-            discriminator.load_state_tensors(checkpoint.tensors, updates)
+            discriminator.load_state_tensors(checkpoint.tensors, max(0, start - settings.adversarial_start))
 
     def save(done: int) -> None:
         tensors = optimizer.state_tensors("tokenizer") | (discriminator.state_tensors() if discriminator else {})
@@ -161,9 +163,8 @@ def _train(
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], codes=figures["codes"])
                 if accelerator.is_main_process:
                     directory.log(done, **figures, **gan_log, gradient=float(gradient), lr=lr, skipped=skipped)
-            if done % (run.checkpoint_every or _CHECKPOINT_EVERY) == 0 and done < settings.steps:
-                if accelerator.is_main_process:
-                    save(done)
+            if accelerator.is_main_process and done % checkpoint_every == 0 and done < settings.steps:
+                save(done)
     if skipped:
         log_info(f"{skipped:,} images could not be read and were replaced by others")
 

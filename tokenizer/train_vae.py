@@ -87,7 +87,8 @@ def _train(
     vae.to(memory_format=torch.channels_last)  # faster convolutions on CPUs and tensor cores
     model = accelerator.prepare(VAEForTraining(vae))
     optimizer = OptimizerWithEMA(vae, betas=(0.9, 0.99), ema_decay=settings.ema_decay)
-    start, skipped, process = 0, 0, rank_and_world_size()
+    process, checkpoint_every = rank_and_world_size(), run.checkpoint_every or _CHECKPOINT_EVERY
+    start, skipped = 0, 0
     if (checkpoint := directory.latest()) is not None:
         start = checkpoint.step
         optimizer.load_state_tensors("vae", checkpoint.tensors, updates=start)
@@ -127,9 +128,8 @@ def _train(
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"])
                 if accelerator.is_main_process:
                     directory.log(done, **figures, gradient=float(gradient), lr=lr, skipped=skipped)
-            if done % (run.checkpoint_every or _CHECKPOINT_EVERY) == 0 and done < settings.steps:
-                if accelerator.is_main_process:
-                    directory.save(done, optimizer.state_tensors("vae"))
+            if accelerator.is_main_process and done % checkpoint_every == 0 and done < settings.steps:
+                directory.save(done, optimizer.state_tensors("vae"))
     if skipped:
         log_info(f"{skipped:,} images could not be read and were replaced by others")
 

@@ -1,4 +1,4 @@
-"""Small code caches, made without any picture."""
+"""Small code caches, made without any image."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from coda.tokenizer.layout import CodeLayout
 SIDES, CODES, CLASSES = (1, 2, 4), 16, 3
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def layout() -> CodeLayout:
     return CodeLayout(SIDES, CODES)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def prototypes(layout: CodeLayout) -> torch.Tensor:
-    """What pictures of each class look like: (classes, T)."""
+    """The codes of a typical image of each class: (classes, T)."""
     return torch.randint(0, CODES, (CLASSES, layout.num_tokens), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.fixture
-def make_cache(tmp_path: Path, layout: CodeLayout, prototypes: torch.Tensor) -> Callable[..., Path]:
-    """A cache of pictures that are their class's prototype with one code in twenty replaced."""
+@pytest.fixture(scope="session")
+def make_cache(
+    tmp_path_factory: pytest.TempPathFactory, layout: CodeLayout, prototypes: torch.Tensor
+) -> Callable[..., Path]:
+    """Makes a cache of images that are their class's prototype with one code in twenty replaced."""
 
-    def make(name: str = "cache", labelled: bool = True, images: int = 96, tokenizer: str = "f") -> Path:
+    def make(labelled: bool = True, images: int = 96, tokenizer: str = "f") -> Path:
         generator = torch.Generator().manual_seed(4)
         labels = torch.arange(images) % CLASSES
         codes = prototypes[labels]
@@ -49,11 +51,18 @@ def make_cache(tmp_path: Path, layout: CodeLayout, prototypes: torch.Tensor) -> 
             "shard_size": images,
             "part": None,
         }
-        writer = CacheWriter(tmp_path / name, head, torch.randn(CODES, 3, generator=generator))
+        path = tmp_path_factory.mktemp("cache") / "cache"
+        writer = CacheWriter(path, head, torch.randn(CODES, 3, generator=generator))
         rows = ShardRows(codes[:, None], labels, torch.arange(images), [str(i) for i in range(images)])
         writer.append(rows, [], images)
         writer.finish()
         writer.close()
-        return tmp_path / name
+        return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def cache(make_cache: Callable[..., Path]) -> Path:
+    """The usual cache, to be read only."""
+    return make_cache()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from coda.tokenizer.images import ImageSource
 from coda.tokenizer.vae.autoencoders import from_config
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
@@ -71,6 +72,42 @@ SMALL: dict[str, dict[str, Any]] = {
         "patch_size": 8,
     },
 }
+
+
+class Ramps(ImageSource):
+    """Color ramps, one per item; reading is interrupted at the given number of reads."""
+
+    kind, location = "ramps", "memory"
+
+    def __init__(self, count: int = 24, size: int = 8, interrupt_at: int | None = None) -> None:
+        self.count, self.size, self.interrupt_at, self.reads = count, size, interrupt_at, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, i: int) -> bytes:
+        self.reads += 1
+        if self.reads == self.interrupt_at:
+            raise KeyboardInterrupt
+        corners = np.random.default_rng(i).uniform(0, 255, (2, 2, 3)).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(corners).resize((self.size, self.size), Image.Resampling.BILINEAR).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def key(self, i: int) -> str:
+        return f"ramp {i}"
+
+    def label(self, i: int) -> int:
+        return -1
+
+    def identity(self, i: int) -> str:
+        return str(i)
+
+
+@pytest.fixture(scope="session")
+def ramps() -> type[Ramps]:
+    """Makes sources of color ramps: ramps(count=24, size=8, interrupt_at=None)."""
+    return Ramps
 
 
 @pytest.fixture(params=list(SMALL))

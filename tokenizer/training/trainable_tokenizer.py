@@ -100,7 +100,7 @@ def initialize_from_data(
     for batch in images("Encoding images for the codebook", order[: settings.kmeans_images]):
         latents.append(vae.encode(batch))
         if not latents[-1].isfinite().all():
-            raise CodaError("the VAE's latents are NaN or infinite: its weights are damaged")
+            raise CodaError("some of the VAE's latents are NaN or infinite; its weights or normalization are damaged")
     layout = quantizer.layout
     codebook = residual_kmeans(torch.cat(latents), layout.sides, layout.codebook_size, seed=settings.seed)
     initialize_nearest_neighbor(quantizer, codebook)
