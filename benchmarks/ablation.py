@@ -1,9 +1,8 @@
-"""What each idea of the paper brings, on one's own pictures: direct VQ → residual levels → attention → LoRA.
+"""The paper's ablation at a small budget, direct VQ → residual levels → attention → LoRA, and its sweep over levels.
 
-The paper's ablation at a small budget, and its sweep over the number of levels. All rungs share the pictures, the
-codebook size, the seed and, where they train, the number of steps; they are measured on the same pictures. Untrained
-rungs are the k-means start, where retrieval is nearest neighbour: the paper trains those too, so its gap between
-"direct" and "attention" is another one.
+All rungs share the images, the codebook size, the seed and, if they train, the number of steps, and are measured on the
+same images. Untrained rungs are the k-means initialization, where retrieval is nearest neighbor. The paper trains those
+too, so its gap between "direct" and "attention" cannot be compared with ours.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from coda.tokenizer.settings import AdaptSettings, RunOptions
 from coda.tokenizer.training.run_directory import RunDirectory
 
 from .features.extractors import FeatureExtractor, FigureNames, load_extractor, require_torch_fidelity
-from .image_sets.image_set import ROUNDING, open_picture_set
+from .image_sets.image_set import ROUNDING, open_image_set
 from .reconstruction import reconstruction_metrics
 from .reports.plots import Plot
 from .reports.provenance import describe_run, model_identity
@@ -33,11 +32,11 @@ from .reports.report import Cell, Figure, Report, Table
 
 @dataclass(frozen=True)
 class Recipe:
-    """What distinguishes one tokenizer of the ablation from another.
+    """One tokenizer of the ablation.
 
     Attributes:
         sides: Grids of its levels.
-        steps: Training steps; 0 leaves the k-means start.
+        steps: Training steps; 0 keeps the k-means initialization.
         lora_rank: 0 trains the quantizer alone.
     """
 
@@ -50,31 +49,31 @@ Rungs = Mapping[str, Recipe]
 
 
 def ladder(sides: Sequence[Side], steps: int, lora_rank: int) -> dict[str, Recipe]:
-    """The four rungs, each with one idea more than the one before."""
-    every, last = tuple(sides), (sides[-1],)
+    """The four rungs; each adds one idea."""
+    all_sides = tuple(sides)
     return {
-        "direct VQ": Recipe(last, 0, 0),
-        "+ residual levels": Recipe(every, 0, 0),
-        "+ attention, trained": Recipe(every, steps, 0),
-        "+ LoRA on the VAE": Recipe(every, steps, lora_rank),
+        "direct VQ": Recipe((sides[-1],), 0, 0),
+        "+ residual levels": Recipe(all_sides, 0, 0),
+        "+ attention, trained": Recipe(all_sides, steps, 0),
+        "+ LoRA on the VAE": Recipe(all_sides, steps, lora_rank),
     }
 
 
 def level_sweep(sides: Sequence[Side], counts: Sequence[int] | None = None) -> dict[str, Recipe]:
-    """One untrained rung per number of levels, the sides picked evenly from all, the last always among them.
+    """One untrained rung per number of levels, with sides evenly spread over all, including the last.
 
     Args:
         sides: All sides.
         counts: Numbers of levels; None takes 1, 2, 4, … and all.
 
     Raises:
-        CodaError: More levels, or fewer, than there can be.
+        CodaError: If a number of levels is not in [1, len(sides)].
     """
     if counts is None:
         counts = [*(2**i for i in range(len(sides).bit_length()) if 2**i < len(sides)), len(sides)]
     for count in counts:
         if not 1 <= count <= len(sides):
-            raise CodaError(f"levels {count}: there are 1 to {len(sides)} to choose from")
+            raise CodaError(f"levels {count}: expected 1 to {len(sides)}")
     return {str(count): Recipe(_evenly(sides, count), 0, 0) for count in sorted(set(counts))}
 
 
@@ -98,49 +97,46 @@ def ablation(
     overwrite: bool = False,
     strict: bool = False,
 ) -> Report:
-    """Adapt one VAE in several ways and measure each.
-
-    Killed and called again with the same arguments, it goes on: finished rungs are kept.
+    """Adapt one VAE in several ways and measure each. Rerun the same call to resume; finished rungs are kept.
 
     Args:
-        vae: The continuous VAE, as `load_vae` takes it.
-        data: Pictures to adapt on.
-        test_data: Pictures to measure on; None measures on `data`, and the report says so.
-        out: Directory of the report; each rung's tokenizer and figures lie under `rungs/`.
-        size: Pixels each way.
+        vae: The continuous VAE, see `load_vae`.
+        data: Images to adapt on.
+        test_data: Images to measure on; None measures on `data`, and the report says so.
+        out: Directory of the report; each rung's tokenizer and figures are under `rungs/`.
+        size: Image size in pixels.
         sides: Grids of the levels; None takes `default_sides`.
         codebook_size: K.
-        levels: Numbers of levels of the sweep; None takes 1, 2, 4, … and all. Empty leaves the sweep out.
+        levels: Numbers of levels of the sweep; None takes 1, 2, 4, … and all. Empty skips the sweep.
         steps: Training steps of the rungs that train.
-        batch_size: Pictures at once.
-        lora_rank: Of the last rung.
-        limit: Measure on at most that many pictures, drawn by `seed`.
+        batch_size: Images per batch.
+        lora_rank: LoRA rank of the last rung.
+        limit: Measure on at most this many images, drawn by `seed`.
         workers: Processes that decode.
         extractor: "auto", "inception", "efficientnet_lite0", or a `FeatureExtractor`.
-        seed: Of everything.
+        seed: Seed for all randomness.
         device: "auto", "cpu" or "cuda".
         overwrite: Replace what `out` holds.
-        strict: A broken picture is an error; else it is left out and counted.
+        strict: Raise an error for an image that cannot be read, instead of skipping it.
 
     Returns:
         The report: one row per rung, and `report["direct VQ"]`, … the Fréchet distances.
 
     Raises:
-        CodaError: `out` holds something else, the size does not fit the VAE, or pictures cannot be opened.
+        CodaError: If `out` holds something else, the size does not fit the VAE, or images cannot be opened.
     """
     require_torch_fidelity()
-    place = resolve_device(device)
-    network = load_extractor(extractor, place)
+    network = load_extractor(extractor, resolve_device(device))
     continuous = load_vae(vae)
     grid, rest = divmod(size, continuous.factor)
     if rest:
-        raise CodaError(f"size {size} is no multiple of the VAE's factor {continuous.factor}")
-    every = CodeLayout(sides or default_sides(grid, grid), codebook_size).sides
-    rungs, sweep = ladder(every, steps, lora_rank), level_sweep(every, levels)
+        raise CodaError(f"size {size} is not a multiple of the VAE's factor {continuous.factor}")
+    all_sides = CodeLayout(sides or default_sides(grid, grid), codebook_size).sides
+    rungs, sweep = ladder(all_sides, steps, lora_rank), level_sweep(all_sides, levels)
     settings = {
         "vae": model_identity(continuous),
-        "data": open_picture_set(data, size).description,
-        "test_data": None if test_data is None else open_picture_set(test_data, size).description,
+        "data": open_image_set(data, size).description,
+        "test_data": None if test_data is None else open_image_set(test_data, size).description,
         "rungs": {name: asdict(recipe) for name, recipe in rungs.items()},
         "sweep": {name: asdict(recipe) for name, recipe in sweep.items()},
         "codebook_size": codebook_size,
@@ -172,8 +168,8 @@ def ablation(
         )
     first = measured[recipes[0]]
     provenance = {**settings, **{key: first.provenance[key] for key in ("reference", "self_check")}}
-    provenance |= {"extractor": network.description, "rounding": ROUNDING, **describe_run(place)}
-    warnings = [] if test_data is not None else ["Measured on the very pictures that the tokenizers were adapted on."]
+    provenance |= {"extractor": network.description, "rounding": ROUNDING, **describe_run(resolve_device(device))}
+    warnings = [] if test_data is not None else ["Measured on the images that the tokenizers were adapted on."]
     report = _report(rungs, sweep, measured, network.figure_names, provenance, warnings + first.warnings)
     run.finish(report.save)
     return report
@@ -192,20 +188,20 @@ def _report(
         title="Ablation",
         figures=[Figure(name, measured[recipe][names.distance], note=names.distance) for name, recipe in rungs.items()],
         tables=[
-            _table("What each idea brings", rungs, measured, codebook_size, names, first),
+            _table("Ideas of the paper", rungs, measured, codebook_size, names, first),
             _table("Number of levels (not trained)", sweep, measured, codebook_size, names, first),
         ],
         warnings=warnings,
         provenance=provenance,
         plots=[
-            _plot("ideas", "What each idea brings", "", rungs, measured, names.distance),
+            _plot("ideas", "Ideas of the paper", "", rungs, measured, names.distance),
             _plot("levels", "Number of levels (not trained)", "levels", sweep, measured, names.distance),
         ],
     )
 
 
 def _evenly(sides: Sequence[Side], count: int) -> tuple[Side, ...]:
-    """`count` of the sides, evenly spread, the last always among them; one alone is the last."""
+    """`count` of the sides, evenly spread, including the last; a single one is the last."""
     if count == 1:
         return (sides[-1],)
     return tuple(sides[round(i * (len(sides) - 1) / (count - 1))] for i in range(count))
@@ -218,7 +214,7 @@ def _folder_name(recipe: Recipe) -> str:
 def _table(
     title: str, rungs: Rungs, measured: Mapping[Recipe, Report], codebook_size: int, names: FigureNames, first: Report
 ) -> Table:
-    """One row per rung, and the continuous VAE below, which was measured with the `first` of all rungs."""
+    """One row per rung, and one for the continuous VAE, which was measured with the `first` rung."""
     shown = ("psnr", "ssim", names.distance, names.kid)
     rows: list[list[Cell]] = []
     for name, recipe in rungs.items():
@@ -227,7 +223,7 @@ def _table(
         figures = [measured[recipe][figure] for figure in (*shown, "usage")]
         rows.append([name, layout.num_levels, bits, recipe.steps, recipe.lora_rank, *figures])
     own = [first[f"continuous_{figure}"] for figure in shown]
-    rows.append(["the VAE itself", None, None, None, None, *own, None])
+    rows.append(["continuous VAE", None, None, None, None, *own, None])
     columns = ("rung", "levels", "bits", "steps", "LoRA rank", "PSNR dB", "SSIM", names.distance, names.kid, "usage %")
     return Table(title, columns, rows)
 

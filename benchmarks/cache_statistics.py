@@ -1,4 +1,4 @@
-"""What a code cache holds: usage of the codebook, balance of the classes, images that repeat.
+"""Statistics of a code cache: codebook usage, class balance, repeated images.
 
 Shapes: N images in V variants, so N·V samples, of T codes each.
 """
@@ -17,22 +17,22 @@ from coda.tokenizer.foundation.progress import progress
 
 from .usage import CodeUsage, LevelUsage
 
-_BLOCK = 4096  # samples whose codes are in memory at a time
-_SHOWN = 3  # pairs of duplicates that are named
+_BLOCK = 4096  # samples whose codes are in memory at the same time
+_NAMED = 3  # pairs of duplicates that are named
 
 
 @dataclass(frozen=True)
 class LabelBalance:
-    """How the labelled images are spread over the classes that were seen.
+    """Distribution of the labeled images over the classes that occur.
 
     Attributes:
-        images: Images that have a label.
-        classes: Classes that have an image.
+        images: Number of images with a label.
+        classes: Number of classes with an image.
         fewest: Images of the rarest of these classes.
-        median: Images of the class in the middle.
+        median: Median number of images per class.
         most: Images of the most frequent class.
-        evenness: Entropy of the labels as a share of log(`classes`), its maximum: 1 where all these classes are
-            equally frequent (so for a single one), towards 0 where nearly all images are of one class.
+        evenness: Entropy of the labels divided by its maximum, log(`classes`): 1 if all classes are equally frequent
+            (also for a single class), near 0 if nearly all images are of one class.
     """
 
     images: int
@@ -45,14 +45,14 @@ class LabelBalance:
 
 @dataclass(frozen=True)
 class CacheStatistics:
-    """What was found in a code cache.
+    """Statistics of a code cache.
 
     Attributes:
-        levels: Usage of the codebook per level, over all variants.
+        levels: Codebook usage per level, over all variants.
         overall: All levels together.
-        labels: Balance of the classes; None where no image has a label.
-        duplicates: Images whose codes, of the first variant, are those of an earlier image.
-        duplicate_keys: Of the first few of them: its key, and that of the first image with these codes.
+        labels: Class balance; None if no image has a label.
+        duplicates: Images with the codes (of the first variant) of an earlier image.
+        duplicate_keys: For the first few of them, its key and that of the first image with these codes.
     """
 
     levels: list[LevelUsage]
@@ -63,21 +63,21 @@ class CacheStatistics:
 
 
 def cache_statistics(cache: CodeCache) -> CacheStatistics:
-    """Read all codes of a cache once, a block at a time; beside a block there are some 8-byte numbers per sample.
+    """Read all codes of a cache once, block by block, in memory for one block and a few 8-byte numbers per sample.
 
     Raises:
-        CodaError: A code is beyond the codebook, or a shard is damaged.
+        CodaError: If a code is beyond the codebook, or a shard is damaged.
     """
     usage, hashes = _count_and_hash(cache)
     repeated = repeated_images(cache, hashes)
     variants = _variants(cache)
-    named = [(cache.key(int(i) * variants), cache.key(int(first) * variants)) for i, first in repeated[:_SHOWN]]
+    named = [(cache.key(int(i) * variants), cache.key(int(first) * variants)) for i, first in repeated[:_NAMED]]
     balance = label_balance(cache.labels[::variants].numpy())
     return CacheStatistics(usage.per_level(), usage.overall(), balance, len(repeated), named)
 
 
 def label_balance(labels: np.ndarray) -> LabelBalance | None:
-    """Balance of labels (N,), -1 where there is none; None where there is none at all."""
+    """Class balance of labels (N,), -1 for an image without one; None if there are no labels."""
     _, counts = np.unique(labels[labels >= 0], return_counts=True)
     if not len(counts):
         return None
@@ -94,19 +94,19 @@ def label_balance(labels: np.ndarray) -> LabelBalance | None:
 
 
 def repeated_images(cache: CodeCache, hashes: np.ndarray) -> np.ndarray:
-    """The images whose codes, of the first variant, are those of an earlier image.
+    """Find the images with the codes (of the first variant) of an earlier image.
 
     Args:
         cache: The cache.
-        hashes: (N,) int64, equal wherever the codes are. Where codes differ they need not: images that share a hash
-            are compared, so hashes decide how long this takes and never what comes out.
+        hashes: (N,) int64, equal for equal codes. Images that share a hash are compared, so collisions cost time but
+            do not change the result.
 
     Returns:
         (R, 2) int64: such an image, and the first image with the same codes; in the order of the images.
     """
     pending, found = np.arange(len(hashes)), [np.empty((0, 2), np.int64)]
     while True:
-        # The first image of each hash leads; those that are not like their leader are grouped anew among themselves.
+        # The first image of each hash is the leader; images that differ from their leader are grouped again.
         _, first, group = np.unique(hashes[pending], return_index=True, return_inverse=True)
         leaders = pending[first][group]
         followers = pending != leaders
@@ -139,7 +139,7 @@ def _count_and_hash(cache: CodeCache) -> tuple[CodeUsage, np.ndarray]:
 
 
 def _have_same_codes(cache: CodeCache, pairs: np.ndarray) -> np.ndarray:
-    """Of pairs of images (P, 2), whether the codes of their first variants are equal, (P,) bool."""
+    """Whether the images of each pair (P, 2) have equal codes in their first variant, (P,) bool."""
     samples, same = torch.from_numpy(pairs * _variants(cache)), []
     with progress("Comparing codes", total=len(pairs), unit="pairs") as bar:
         for block in samples.split(_BLOCK):

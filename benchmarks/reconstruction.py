@@ -1,8 +1,8 @@
-"""How well a tokenizer gives pictures back: PSNR, SSIM, Fréchet distance, KID, and how much of the codebook it uses."""
+"""Quality of a tokenizer's reconstructions: PSNR, SSIM, Fréchet distance, KID, and codebook usage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from coda.tokenizer.training.run_directory import RunDirectory
 from .comparison import sample_size_warnings
 from .features.distances import FeatureSet, Statistics, frechet_distance, kernel_distance
 from .features.extractors import FeatureExtractor, load_extractor, require_torch_fidelity
-from .image_sets.image_set import ROUNDING, Size, describe_seen, open_picture_set
+from .image_sets.image_set import ROUNDING, Size, describe_measured, open_image_set
 from .reports.plots import Plot
 from .reports.provenance import describe_run, model_identity
 from .reports.report import Figure, Report, Table
@@ -30,7 +30,7 @@ Reconstruct = Callable[[torch.Tensor], torch.Tensor]
 
 
 class _Reconstructed:
-    """What is gathered about one way of reconstructing: pair figures and features."""
+    """Figures per image and features of one model's reconstructions."""
 
     def __init__(self, reconstruct: Reconstruct) -> None:
         self.reconstruct = reconstruct
@@ -38,11 +38,11 @@ class _Reconstructed:
         self.psnr: list[torch.Tensor] = []
         self.ssim: list[torch.Tensor] = []
 
-    def update(self, images: torch.Tensor, device: torch.device, extractor: FeatureExtractor) -> None:
-        """Reconstruct images (B, 3, H, W) uint8 and compare."""
-        found = to_uint8(self.reconstruct(to_unit(images).to(device)).float()).cpu()
-        self.psnr.append(psnr(images, found))
-        self.ssim.append(ssim(images, found))
+    def update(self, pixels: torch.Tensor, device: torch.device, extractor: FeatureExtractor) -> None:
+        """Reconstruct pixels (B, 3, H, W) uint8 and compare."""
+        found = to_uint8(self.reconstruct(to_unit(pixels.to(device)))).cpu()
+        self.psnr.append(psnr(pixels, found))
+        self.ssim.append(ssim(pixels, found))
         self.features.append(extractor(found))
 
     def figures(
@@ -52,13 +52,12 @@ class _Reconstructed:
         names = extractor.figure_names
         distance = frechet_distance(Statistics.of(self.features.pooled), stats)
         kid = kernel_distance(self.features.pooled, original.pooled, seed)
-        found = [
-            _mean_figure(f"{prefix}psnr", torch.cat(self.psnr), "dB", "mean over pictures, uint8"),
+        return [
+            _mean_figure(f"{prefix}psnr", torch.cat(self.psnr), "dB", "mean over images, uint8"),
             _mean_figure(f"{prefix}ssim", torch.cat(self.ssim), "", "Gaussian window 11×11, σ 1.5, RGB, uint8"),
             Figure(f"{prefix}{names.distance}", distance, note="against the originals"),
             Figure(f"{prefix}{names.kid}", kid.mean, spread=kid.spread, note=kid.how),
         ]
-        return found
 
 
 def reconstruction_metrics(
@@ -72,50 +71,48 @@ def reconstruction_metrics(
     continuous: Any = None,
     extractor: str | FeatureExtractor = "auto",
     seed: int = 0,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     overwrite: bool = False,
     strict: bool = False,
 ) -> Report:
-    """Measure reconstructions of photographs, and write the report.
+    """Measure reconstructions of images, and write the report.
 
     Args:
-        tokenizer: A tokenizer directory; anything with `encode(images) -> codes` and `decode(codes) -> images` (usage
-            is reported where it also has a `layout`); or a callable images → images. Images are (B, 3, H, W) in
-            [-1, 1].
-        data: Photographs: a path that `open_images` opens, or an image source.
+        tokenizer: A tokenizer directory; an object with `encode(images) -> codes` and `decode(codes) -> images` (and
+            `layout`, to report the usage); or a callable images → images. Images are (B, 3, H, W) in [-1, 1].
+        data: Images: anything that `open_images` takes.
         out: Directory of the report.
-        size: Pixels, one number or (height, width), of the centre crop; None takes the tokenizer's own size, and where
-            it has none the pictures as they are.
-        batch_size: Pictures at once.
+        size: Center crop in pixels, one number or (height, width); None takes the tokenizer's own size, or the images
+            as they are if it has none.
+        batch_size: Images per batch.
         workers: Processes that decode.
-        limit: Measure at most that many pictures, drawn by `seed`.
-        continuous: The continuous VAE, with `encode` and `decode`, or a callable images → images: its own
-            reconstructions are measured beside the tokenizer's.
+        limit: Measure at most this many images, drawn by `seed`.
+        continuous: The continuous VAE, with `encode` and `decode`, or a callable images → images, to measure its own
+            reconstructions as well.
         extractor: "auto", "inception", "efficientnet_lite0", or a `FeatureExtractor`.
-        seed: Of the drawing and of KID's subsets.
+        seed: Seed for the draw and for KID's subsets.
         device: "auto", "cpu" or "cuda"; models that are modules are moved there.
         overwrite: Replace what `out` holds.
-        strict: A broken picture is an error; else it is left out and counted.
+        strict: Raise an error for an image that cannot be read, instead of skipping it.
 
     Returns:
         The report: `report["psnr"]`, `report["fd_efficientnet_lite0"]` (or "fid"), …
 
     Raises:
-        CodaError: `out` holds something else, the pictures cannot be opened or differ in size, or the extractor's
+        CodaError: If `out` holds something else, the images cannot be opened or differ in size, or the extractor's
             weights are missing.
     """
     require_torch_fidelity()
-    place = resolve_device(device)
+    device = resolve_device(device)
     if isinstance(tokenizer, (str, Path)):
         tokenizer = CodaTokenizer.from_pretrained(tokenizer)
-    pictures = open_picture_set(
-        data, getattr(tokenizer, "size", None) if size is None else size, limit, seed, workers, strict
-    )
-    network = load_extractor(extractor, place)
+    size = getattr(tokenizer, "size", None) if size is None else size
+    images = open_image_set(data, size, limit, seed, workers, strict)
+    network = load_extractor(extractor, device)
     settings = {
         "tokenizer": model_identity(tokenizer),
         "continuous": None if continuous is None else model_identity(continuous),
-        "data": pictures.description,
+        "data": images.description,
         "seed": seed,
         "extractor": network.name,
     }
@@ -123,47 +120,47 @@ def reconstruction_metrics(
     if run.complete:
         return Report.load(out)
     usage = CodeUsage(tokenizer.layout) if _has_codes(tokenizer) and hasattr(tokenizer, "layout") else None
-    ways = {"": _Reconstructed(_reconstructing(tokenizer, place, usage))}
+    models = {"": _Reconstructed(_reconstructing(tokenizer, device, usage))}
     if continuous is not None:
-        ways["continuous_"] = _Reconstructed(_reconstructing(continuous, place, None))
+        models["continuous_"] = _Reconstructed(_reconstructing(continuous, device, None))
     originals, labels = FeatureSet(), []
     shape: tuple[int, int] | None = None
-    with progress("Reconstructing", total=len(pictures), unit="images") as bar, torch.inference_mode():
-        for images, batch_labels in pictures.batches(batch_size):
-            originals.append(network(images))
-            for way in ways.values():
-                way.update(images, place, network)
+    with progress("Reconstructing", total=len(images), unit="images") as bar, torch.inference_mode():
+        for pixels, batch_labels in images.batches(batch_size):
+            originals.append(network(pixels))
+            for model in models.values():
+                model.update(pixels, device, network)
             labels += batch_labels.tolist()
-            shape = (images.shape[-2], images.shape[-1])
-            bar.advance(len(images), psnr=float(ways[""].psnr[-1].mean()))
+            shape = (pixels.shape[-2], pixels.shape[-1])
+            bar.advance(len(pixels), psnr=float(models[""].psnr[-1].mean()))
     if len(originals) < 2:
-        raise CodaError(f"{data}: {len(originals)} pictures could be read; a distance needs two at least")
+        raise CodaError(f"{data}: {len(originals)} images could be read; a distance needs at least two")
     measurement = {
-        "reference": describe_seen(pictures, labels, shape),
+        "reference": describe_measured(images, labels, shape),
         "tokenizer": settings["tokenizer"],
         "continuous": settings["continuous"],
         "codes": str(usage.layout) if usage else None,
         "seed": seed,
         "batch_size": batch_size,
-        **describe_run(place),
+        **describe_run(device),
     }
-    report = _report(ways, originals, usage, network, measurement)
+    report = _report(models, originals, usage, network, measurement)
     run.finish(report.save)
     return report
 
 
 def _report(
-    ways: dict[str, _Reconstructed],
+    models: dict[str, _Reconstructed],
     originals: FeatureSet,
     usage: CodeUsage | None,
     extractor: FeatureExtractor,
     measurement: dict[str, Any],
 ) -> Report:
     figures, seed = [], measurement["seed"]
-    with progress("Comparing", total=len(ways), unit="models") as bar:
+    with progress("Comparing", total=len(models), unit="models") as bar:
         stats = Statistics.of(originals.pooled)
-        for prefix, way in ways.items():
-            figures += way.figures(prefix, extractor, originals, stats, seed)
+        for prefix, model in models.items():
+            figures += model.figures(prefix, extractor, originals, stats, seed)
             bar.advance()
     return Report(
         title="Reconstruction",
@@ -181,12 +178,12 @@ def _report(
 
 
 def _reconstructing(model: Any, device: torch.device, usage: CodeUsage | None) -> Reconstruct:
-    """`model` as a callable images → images, on `device`, counting codes into `usage`."""
+    """`model` as a callable images → images on `device`, which counts codes in `usage`."""
     if isinstance(model, torch.nn.Module):
         model = model.to(device).eval()
     if not _has_codes(model):
         if not callable(model):
-            raise CodaError(f"{type(model).__name__} has neither encode and decode nor is it a callable on images")
+            raise CodaError(f"{type(model).__name__} has no encode and decode, and is not callable")
         return model
 
     def reconstruct(images: torch.Tensor) -> torch.Tensor:
@@ -211,21 +208,21 @@ def _usage_figures(usage: CodeUsage) -> list[Figure]:
     note = f"{overall.codes_seen} of {usage.layout.codebook_size} codes, all levels"
     return [
         Figure("usage", overall.usage, "%", note=note),
-        Figure("perplexity", overall.perplexity, note="of the codes of all levels together"),
+        Figure("perplexity", overall.perplexity, note="codes of all levels together"),
     ]
 
 
 def _usage_table(usage: CodeUsage) -> Table:
-    columns = ("level", "side", "usage %", "attainable %", "perplexity", "tokens")
-    sides: Sequence[str] = [f"{h}x{w}" for h, w in usage.layout.sides]
-    rows = [_usage_row(found, side) for found, side in zip(usage.per_level(), sides, strict=True)]
+    columns = ("level", "grid", "usage %", "attainable %", "perplexity", "tokens")
+    grids = [f"{h}x{w}" for h, w in usage.layout.sides]
+    rows = [_usage_row(found, grid) for found, grid in zip(usage.per_level(), grids, strict=True)]
     return Table("Codebook usage per level", columns, [*rows, _usage_row(usage.overall(), "all")])
 
 
-def _usage_row(found: LevelUsage, side: str) -> list[str | int | float | None]:
+def _usage_row(found: LevelUsage, grid: str) -> list[str | int | float | None]:
     values = asdict(found)
     level = "all" if found.level is None else found.level
-    return [level, side, values["usage"], values["attainable"], values["perplexity"], values["tokens"]]
+    return [level, grid, values["usage"], values["attainable"], values["perplexity"], values["tokens"]]
 
 
 def _usage_plot(usage: CodeUsage) -> Plot:

@@ -1,4 +1,4 @@
-"""How much of the codebook a tokenizer uses, level by level."""
+"""Codebook usage, level by level."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from coda.tokenizer.layout import CodeLayout
 
 @dataclass(frozen=True)
 class LevelUsage:
-    """What was seen of the codebook at one level.
+    """Codebook usage at one level.
 
     Attributes:
-        level: The level, counted from 0; None stands for all levels together.
-        codes_seen: How many different codes occurred.
-        usage: `codes_seen` as a share of the codebook, per cent.
-        attainable: The most that `usage` could be, per cent: N tokens show at most N different codes.
-        perplexity: exp of the entropy of the codes' frequencies; K where all codes are equally frequent.
-        tokens: How many codes were counted.
+        level: The level, counted from 0; None for all levels together.
+        codes_seen: Number of different codes that occurred.
+        usage: `codes_seen` as a percentage of the codebook.
+        attainable: Upper bound of `usage`, in percent: N tokens have at most N different codes.
+        perplexity: exp of the entropy of the codes' frequencies; K if all codes are equally frequent.
+        tokens: Number of codes counted.
     """
 
     level: int | None
@@ -32,7 +32,7 @@ class LevelUsage:
 
     @property
     def bits(self) -> float:
-        """Entropy of the codes' frequencies, bits per code; 0 where nothing was counted."""
+        """Entropy of the codes' frequencies, bits per code; 0 if nothing was counted."""
         return math.log2(self.perplexity) if self.tokens else 0.0
 
 

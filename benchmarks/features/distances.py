@@ -1,7 +1,4 @@
-"""Distances between two sets of pictures, over an extractor's features. The statistics are torch-fidelity's.
-
-Everywhere the first set is what was generated, the second the reference.
-"""
+"""Distances between the features of two sets of images, by torch-fidelity. The second set is always the reference."""
 
 from __future__ import annotations
 
@@ -15,19 +12,19 @@ from coda.tokenizer.foundation.seeding import epoch_order
 from .extractors import Features
 
 _KID_SUBSETS, _KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's own choice
-_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, k = 3
+_NEIGHBORS = 3  # Kynkäänniemi et al. 2019, k = 3
 _SCORE_SPLITS = 10
-_ROWS_AT_ONCE = 4096  # of features in float64
-_DISTANCES_AT_ONCE = 1 << 24  # float32, 64 MiB; torch-fidelity holds them four times over
-_NEIGHBOURHOOD_PICTURES = 50_000  # a side, of which precision and recall are taken, as by Kynkäänniemi et al.
+_ROWS_AT_ONCE = 4096  # features that are float64 at the same time
+_DISTANCES_AT_ONCE = 1 << 24  # float32, 64 MiB; torch-fidelity holds four copies
+_NEIGHBORHOOD_IMAGES = 50_000  # images per set for precision and recall, as in Kynkäänniemi et al.
 
 
 @dataclass
 class FeatureSet:
-    """Features of N pictures, gathered batch by batch.
+    """Features of N images, collected batch by batch.
 
     Attributes:
-        with_logits: Whether the classifier's output is kept too; only the Inception score needs it.
+        with_logits: Whether to keep the classifier's output, which only the Inception score needs.
     """
 
     with_logits: bool = False
@@ -47,13 +44,13 @@ class FeatureSet:
 
     @property
     def logits(self) -> torch.Tensor | None:
-        """(N, classes) float32, or None where the extractor has no classifier."""
+        """(N, classes) float32, or None if the extractor has no classifier."""
         parts = [batch.logits for batch in self.batches if batch.logits is not None]
         return torch.cat(parts) if parts else None
 
     @property
     def spatial(self) -> torch.Tensor | None:
-        """(N, S) float32, or None where the extractor has none."""
+        """(N, S) float32, or None if the extractor has none."""
         parts = [batch.spatial for batch in self.batches if batch.spatial is not None]
         return torch.cat(parts) if parts else None
 
@@ -67,23 +64,23 @@ class Statistics:
 
     @classmethod
     def of(cls, features: torch.Tensor) -> Statistics:
-        """Statistics of features (N, D), N ≥ 2: torch-fidelity's, without its float64 copies of all features."""
+        """Statistics of features (N, D), N ≥ 2, as torch-fidelity's but without a float64 copy of all features."""
         mu = features.mean(dim=0, dtype=torch.float64)
         sigma = torch.zeros(len(mu), len(mu), dtype=torch.float64)
         for rows in features.split(_ROWS_AT_ONCE):
-            centred = rows.double() - mu
-            sigma += centred.T @ centred
+            centered = rows.double() - mu
+            sigma += centered.T @ centered
         return cls(mu.numpy(), (sigma / (len(features) - 1)).numpy())
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure that was estimated several times: over subsets or splits.
+    """A figure estimated over several subsets or splits.
 
     Attributes:
         mean: The figure.
-        spread: Standard deviation over the repetitions; None where there was only one.
-        how: How many repetitions of what size.
+        spread: Standard deviation over the subsets; None if there was only one.
+        how: Number and size of the subsets.
     """
 
     mean: float
@@ -93,7 +90,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Both shares, in [0, 1], and of how many pictures they were taken."""
+    """Precision and recall, in [0, 1], and the numbers of images they were computed from."""
 
     precision: float
     recall: float
@@ -111,7 +108,8 @@ def frechet_distance(generated: Statistics, reference: Statistics) -> float:
 def kernel_distance(generated: torch.Tensor, reference: torch.Tensor, seed: int) -> Estimate:
     """Kernel distance (KID, Bińkowski et al. 2018): unbiased MMD², cubic kernel, mean over random subsets.
 
-    A subset is 1,000 pictures, or the smaller set whole: then both sets are seen once and there is no spread.
+    A subset has 1,000 images, or as many as the smaller set. Sets of equal size up to 1,000 are compared once, as a
+    whole.
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
@@ -124,25 +122,25 @@ def kernel_distance(generated: torch.Tensor, reference: torch.Tensor, seed: int)
 
 
 def precision_recall(generated: torch.Tensor, reference: torch.Tensor, seed: int) -> PrecisionRecall | None:
-    """Share of generated pictures near a reference picture, and the reverse; None where a set is too small for k = 3.
+    """Improved precision and recall (Kynkäänniemi et al. 2019); None if a set is too small for k = 3.
 
-    Improved precision and recall (Kynkäänniemi et al. 2019), radius of a picture: its third nearest neighbour. The work
-    grows with the square of the pictures: of more than 50,000 a side, that many are drawn.
+    Precision is the share of generated images closer to a reference image than its third nearest neighbor; recall is
+    the reverse. The cost is quadratic, so at most 50,000 images of each set are used, drawn by `seed`.
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-    generated, reference = (_at_most(_NEIGHBOURHOOD_PICTURES, features, seed) for features in (generated, reference))
-    if min(len(generated), len(reference)) <= _NEIGHBOURS:
+    generated, reference = (_at_most(_NEIGHBORHOOD_IMAGES, features, seed) for features in (generated, reference))
+    if min(len(generated), len(reference)) <= _NEIGHBORS:
         return None
     rows = max(1, _DISTANCES_AT_ONCE // max(len(generated), len(reference)))
-    options = {"prc_neighborhood": _NEIGHBOURS, "prc_batch_size": rows, "save_cpu_ram": True, "verbose": False}
+    options = {"prc_neighborhood": _NEIGHBORS, "prc_batch_size": rows, "save_cpu_ram": True, "verbose": False}
     found = prc_features_to_metric(generated, reference, **options)
-    how = f"k = {_NEIGHBOURS}, {len(generated)} samples, {len(reference)} pictures"
+    how = f"k = {_NEIGHBORS}, {len(generated)} samples, {len(reference)} images"
     return PrecisionRecall(found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL], how)
 
 
 def classifier_score(logits: torch.Tensor, seed: int) -> Estimate:
-    """Inception score (Salimans et al. 2016) of logits (N, classes), mean over ten splits (fewer if N is small)."""
+    """Inception score (Salimans et al. 2016) of logits (N, classes), mean over ten splits (fewer for small N)."""
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
     splits = max(1, min(_SCORE_SPLITS, len(logits) // 2))
@@ -152,5 +150,5 @@ def classifier_score(logits: torch.Tensor, seed: int) -> Estimate:
 
 
 def _at_most(count: int, features: torch.Tensor, seed: int) -> torch.Tensor:
-    """The features (N, D), or `count` of them where there are more, drawn by `seed`."""
+    """At most `count` of the features (N, D), drawn by `seed`."""
     return features if len(features) <= count else features[epoch_order(seed, 0, len(features))[:count]]

@@ -1,7 +1,7 @@
-"""What pictures are compared by: the networks whose features the distances are taken over.
+"""Networks whose features images are compared by.
 
-A figure is only comparable with one from the same extractor, so each extractor names its own figures: "FID" is
-Inception's alone, and the offline extractor's distance is `fd_efficientnet_lite0`.
+Figures are comparable only if they come from the same extractor, so each extractor names its own: "FID" is reserved for
+Inception, and the offline extractor's distance is `fd_efficientnet_lite0`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _INCEPTION_HASH = "6726825d"  # the start of the file's SHA-256, as its name say
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor sees in B pictures.
+    """Features of B images.
 
     Attributes:
         pooled: (B, D), for the Fréchet distance, KID, precision and recall.
-        logits: (B, classes) of its ImageNet classifier, for the Inception score; None where there is no classifier.
-        spatial: (B, S), for ADM's sFID; None where the extractor has none.
+        logits: (B, classes) of its ImageNet classifier, for the Inception score; None without a classifier.
+        spatial: (B, S), for ADM's sFID; None if the extractor has none.
     """
 
     pooled: torch.Tensor
@@ -40,7 +40,7 @@ class Features:
 
 @dataclass(frozen=True)
 class FigureNames:
-    """What an extractor's figures are called: `spatial` is ADM's sFID, `score` the Inception score."""
+    """Names of an extractor's figures: `spatial` is ADM's sFID, `score` the Inception score."""
 
     distance: str
     kid: str
@@ -51,12 +51,12 @@ class FigureNames:
 
 
 class FeatureExtractor(Protocol):
-    """Anything with these may be handed to the metrics as `extractor`.
+    """Protocol of an `extractor` for the metrics.
 
     Attributes:
-        name: What reports call it.
-        device: Where it runs.
-        figure_names: What the figures are called.
+        name: Its name in reports.
+        device: Device that it runs on.
+        figure_names: Names of the figures.
         description: One line on weights, layer and input, for the report.
     """
 
@@ -71,7 +71,7 @@ class FeatureExtractor(Protocol):
 
 
 class EfficientNetLite0Extractor:
-    """EfficientNet-lite0, whose ImageNet weights come with an ordinary package: needs no download."""
+    """EfficientNet-lite0; its ImageNet weights come with a Python package, so nothing has to be downloaded."""
 
     name = "efficientnet_lite0"
     figure_names = FigureNames(
@@ -96,14 +96,14 @@ class EfficientNetLite0Extractor:
 
 
 class InceptionExtractor:
-    """torch-fidelity's port of the Inception v3 of 2015 that FID is defined by.
+    """torch-fidelity's port of the 2015 Inception v3 that defines FID.
 
-    The picture is resized as TensorFlow 1 did, inside the network. The spatial features are ADM's: the first seven
-    channels of `mixed_6/conv`, rows first (Nash et al. 2021 through ADM's evaluator).
+    The network resizes images as TensorFlow 1 did. The spatial features are those of ADM's evaluator: the first seven
+    channels of `mixed_6/conv`, rows first (Nash et al. 2021).
 
     Args:
         weights: Path of `INCEPTION_FILE`.
-        device: Where to run.
+        device: Device to run on.
     """
 
     name = "inception"
@@ -140,35 +140,35 @@ class InceptionExtractor:
 
 
 def load_extractor(extractor: str | FeatureExtractor = "auto", device: str | torch.device = "auto") -> FeatureExtractor:
-    """The extractor of that name, or the object itself where it is one already.
+    """Load an extractor by name; an object is returned as it is.
 
     Args:
-        extractor: "inception"; "efficientnet_lite0"; "auto" for Inception where its weights lie in torch's hub folder
-            and EfficientNet-lite0 where they do not.
-        device: "auto" takes CUDA where there is one.
+        extractor: "inception"; "efficientnet_lite0"; or "auto", which takes Inception if its weights are in torch's hub
+            folder and EfficientNet-lite0 otherwise.
+        device: "auto" takes CUDA if available.
 
     Raises:
-        CodaError: No such extractor; Inception without its weights; weights that are not the published file.
+        CodaError: If there is no such extractor, or Inception's weights are missing or not the published file.
     """
     if not isinstance(extractor, str):
         return extractor
-    place = resolve_device(device)
+    device = resolve_device(device)
     weights = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
     choices: dict[str, Callable[[], FeatureExtractor]] = {
-        "auto": lambda: _inception(weights, place) if weights.is_file() else EfficientNetLite0Extractor(place),
-        "inception": lambda: _inception(weights, place),
-        "efficientnet_lite0": lambda: EfficientNetLite0Extractor(place),
+        "auto": lambda: _inception(weights, device) if weights.is_file() else EfficientNetLite0Extractor(device),
+        "inception": lambda: _inception(weights, device),
+        "efficientnet_lite0": lambda: EfficientNetLite0Extractor(device),
     }
     if extractor not in choices:
-        raise CodaError(f"no extractor is called {extractor!r}; there are {', '.join(choices)}")
+        raise CodaError(f"unknown extractor {extractor!r}; choose from {', '.join(choices)}")
     return choices[extractor]()
 
 
 def require_torch_fidelity() -> None:
-    """Fail early, in one line, where the package that computes the distances is missing.
+    """Fail early if torch-fidelity, which computes the distances, is not installed.
 
     Raises:
-        CodaError: torch-fidelity is not installed.
+        CodaError: If it cannot be imported.
     """
     try:
         import torch_fidelity  # noqa: F401
@@ -182,9 +182,9 @@ def _inception(weights: Path, device: torch.device) -> InceptionExtractor:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
         raise CodaError(
-            f"Inception's weights are not at {weights}; put {URL_INCEPTION_V3} there, or use "
-            "the extractor efficientnet_lite0, which needs no download"
+            f"Inception's weights are not at {weights}; download {URL_INCEPTION_V3} to that path, or use the "
+            "extractor efficientnet_lite0"
         )
     if not sha256_of(weights).startswith(_INCEPTION_HASH):
-        raise CodaError(f"{weights} is not the published file (its SHA-256 starts otherwise); fetch it again")
+        raise CodaError(f"{weights} is not the published file (wrong SHA-256); download it again")
     return InceptionExtractor(weights, device)

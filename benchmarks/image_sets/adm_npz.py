@@ -1,8 +1,8 @@
-"""The `.npz` files of ADM's evaluator (Dhariwal & Nichol 2021): samples out, reference batches in.
+"""The `.npz` files of ADM's evaluator (Dhariwal & Nichol 2021): writing samples, reading references.
 
-A file holds `arr_0`, uint8 (N, H, W, 3), and may hold `arr_1`, the labels (N,). A reference file may also hold the
-statistics of Inception features over a *larger* set than its pictures: `mu`, `sigma` of the pooled features, `mu_s`,
-`sigma_s` of the spatial ones. Pictures are read batch by batch, never whole; nothing is unpickled.
+A file has the images `arr_0`, uint8 (N, H, W, 3), and optionally the labels `arr_1` (N,). A reference file may also
+have statistics of Inception features over a *larger* set than its images: `mu`, `sigma` of the pooled features, `mu_s`,
+`sigma_s` of the spatial ones. Images are read batch by batch; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ..features.distances import Statistics
 
 
 class AdmArchive:
-    """A `.npz` of pictures, of statistics, or of both.
+    """An `.npz` with images, statistics, or both.
 
     Args:
         path: The file.
 
     Raises:
-        CodaError: No such file, not an `.npz`, or neither pictures nor statistics inside.
+        CodaError: If there is no such file, it is not an `.npz`, or it has neither images nor statistics.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -38,7 +38,7 @@ class AdmArchive:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 self.names = {name.removesuffix(".npy") for name in archive.namelist()}
-            self.shape = self._picture_shape() if "arr_0" in self.names else None
+            self.shape = self._image_shape() if "arr_0" in self.names else None
             self.labels = self._labels()
             self.pooled_statistics = self._statistics("mu", "sigma")
             self.spatial_statistics = self._statistics("mu_s", "sigma_s")
@@ -46,16 +46,16 @@ class AdmArchive:
             raise CodaError(f"{self.path} cannot be read as an .npz of plain arrays: {error}") from error
         if self.shape is None and self.pooled_statistics is None:
             names = ", ".join(sorted(self.names)) or "nothing"
-            raise CodaError(f"{self.path} holds {names}; expected pictures (arr_0) or statistics (mu, sigma)")
+            raise CodaError(f"{self.path} holds {names}; expected images (arr_0) or statistics (mu, sigma)")
 
     def __len__(self) -> int:
         return 0 if self.shape is None else self.shape[0]
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """The pictures in order, uint8 (B, 3, H, W).
+        """The images in order, uint8 (B, 3, H, W).
 
         Raises:
-            CodaError: The file ends before its last picture, or a stored checksum is wrong.
+            CodaError: If the file is truncated, or a checksum is wrong.
         """
         assert self.shape is not None
         count, height, width, channels = self.shape
@@ -67,13 +67,13 @@ class AdmArchive:
                     size = here * height * width * channels
                     content = file.read(size)
                     if len(content) != size:
-                        raise CodaError(f"{self.path} ends after fewer than its {count} pictures")
-                    pictures = np.frombuffer(content, np.uint8).reshape(here, height, width, channels)
-                    yield torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).contiguous()
+                        raise CodaError(f"{self.path} is truncated: it has fewer than its {count} images")
+                    images = np.frombuffer(content, np.uint8).reshape(here, height, width, channels)
+                    yield torch.from_numpy(images.copy()).permute(0, 3, 1, 2).contiguous()
         except (zipfile.BadZipFile, EOFError) as error:
             raise CodaError(f"{self.path} is damaged: {error}") from error
 
-    def _picture_shape(self) -> tuple[int, int, int, int]:
+    def _image_shape(self) -> tuple[int, int, int, int]:
         with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
             shape, fortran_order, dtype = _read_header(file)
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran_order:
@@ -81,7 +81,7 @@ class AdmArchive:
         return shape
 
     def _labels(self) -> torch.Tensor | None:
-        """`arr_1` where it can be labels: integers, one per picture."""
+        """`arr_1` if it can be labels: integers, one per image."""
         if self.shape is None or "arr_1" not in self.names:
             return None
         with np.load(self.path, allow_pickle=False) as file:
@@ -95,17 +95,17 @@ class AdmArchive:
         with np.load(self.path, allow_pickle=False) as file:
             found = Statistics(file[mu].astype(np.float64), file[sigma].astype(np.float64))
         if found.mu.ndim != 1 or found.sigma.shape != 2 * found.mu.shape:
-            raise ValueError(f"{mu} {found.mu.shape} and {sigma} {found.sigma.shape} do not fit together")
+            raise ValueError(f"{mu} {found.mu.shape} and {sigma} {found.sigma.shape} do not match")
         return found
 
 
 def write_npz(path: str | Path, batches: Iterable[torch.Tensor], count: int, labels: Sequence[int] | None) -> Path:
-    """Write pictures as ADM's evaluator reads them.
+    """Write images in the layout of ADM's evaluator.
 
     Args:
         path: The `.npz` to write.
-        batches: Pictures (B, 3, H, W) uint8, `count` in all.
-        count: N, which the file's head must say before the first picture.
+        batches: Images (B, 3, H, W) uint8, `count` in all.
+        count: N, which precedes the images in the file.
         labels: N class indices, written as `arr_1`; None leaves them out.
     """
     left = count
@@ -115,18 +115,18 @@ def write_npz(path: str | Path, batches: Iterable[torch.Tensor], count: int, lab
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as file:
                 for batch in batches:
-                    pictures = batch.permute(0, 2, 3, 1).contiguous().numpy()
+                    images = batch.permute(0, 2, 3, 1).contiguous().numpy()
                     if left == count:
-                        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pictures.shape[1:])}
+                        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *images.shape[1:])}
                         np.lib.format.write_array_header_1_0(file, header)
-                    file.write(pictures.tobytes())
-                    left -= len(pictures)
+                    file.write(images.tobytes())
+                    left -= len(images)
             if labels is not None:
                 with archive.open("arr_1.npy", "w") as file:
                     np.lib.format.write_array(file, np.asarray(labels, np.int64), allow_pickle=False)
 
     written = write_atomically(path, write)
-    assert left == 0, f"{count} pictures were announced, {count - left} came"
+    assert left == 0, f"expected {count} images, got {count - left}"
     return written
 
 

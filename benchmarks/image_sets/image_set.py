@@ -1,13 +1,8 @@
-"""The two sides of a comparison: sets of pictures, wherever they lie, as uint8 batches with what must be said of them.
-
-A set is a folder (any that `coda.tokenizer.images.open_images` opens), an `.npz` of ADM's, or samples made by a
-callable and kept in a `SampleStore`.
-"""
+"""Sets of images to compare, as batches of uint8 pixels: image sources, and `.npz` files of ADM's evaluator."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,54 +10,56 @@ import torch
 
 from coda.tokenizer.foundation.atomic_io import sha256_of
 from coda.tokenizer.foundation.errors import CodaError
-from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.foundation.seeding import epoch_order
-from coda.tokenizer.images import ImageSource, image_batches, open_images
+from coda.tokenizer.images import ImageSource, Skipped, image_batches, open_images
 from coda.tokenizer.images.decoding import RESAMPLING
 
-from ..features.distances import FeatureSet, Statistics
-from ..features.extractors import FeatureExtractor
+from ..features.distances import Statistics
 from ..reports.provenance import class_balance
 from .adm_npz import AdmArchive
+from .saved_samples import open_saved_samples
 
 ROUNDING = "uint8: (x + 1) * 127.5, rounded to nearest, clamped"
-_AS_THEY_ARE = "none: the pictures as they are"
+_NOT_CROPPED = "none: the images as they are"
+_NAMED = 5  # skipped images that a report names
 
 Size = int | tuple[int, int]
 
 
-class PictureSet(Protocol):
-    """What a side of a comparison offers.
+class ImageSet(Protocol):
+    """One side of a comparison.
 
     Attributes:
-        description: What it is, its hash, its crop: goes into the report.
-        pooled_statistics: Inception statistics that the file itself brings (they replace its pictures').
+        description: What it is, its hash, its crop, for the report.
+        pooled_statistics: Inception statistics that the file itself brings; they replace those of its images.
         spatial_statistics: The same for the spatial features.
+        skipped: Images that could not be read, known after `batches`.
     """
 
     description: dict[str, Any]
     pooled_statistics: Statistics | None
     spatial_statistics: Statistics | None
+    skipped: list[Skipped]
 
     def __len__(self) -> int:
-        """How many pictures there are; 0 where there are only statistics."""
+        """Number of images; 0 if there are only statistics."""
         ...
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Pictures (B, 3, H, W) uint8 and labels (B,) int64, -1 where unknown."""
+        """Pixels (B, 3, H, W) uint8 and labels (B,) int64, -1 if unknown."""
         ...
 
 
 class SourceSet:
-    """Pictures of an image source, or a random part of them.
+    """The images of a source, or some of them drawn at random.
 
     Args:
         source: The source.
-        size: Pixels, one number or (height, width), of the centre crop; None takes the pictures as they are.
-        limit: Take at most that many, drawn evenly from the whole by `seed`.
-        seed: Of that draw.
+        size: Center crop in pixels, one number or (height, width); None takes the images as they are.
+        limit: Use at most this many images, drawn evenly by `seed`.
+        seed: Seed of that draw.
         workers: Processes that decode.
-        strict: A broken picture is an error; else it is left out and counted.
+        strict: Raise an error for an image that cannot be read, instead of skipping it.
     """
 
     pooled_statistics: Statistics | None = None
@@ -78,8 +75,9 @@ class SourceSet:
         strict: bool = False,
     ) -> None:
         self.source, self.workers, self.strict = source, workers, strict
+        self.class_names = source.class_names
         self.indices = drawn_indices(len(source), limit, seed)
-        self.skipped: list[str] = []
+        self.skipped: list[Skipped] = []
         self.description: dict[str, Any] = {"set": source.describe(), "hash": source.fingerprint}
         self.crop_to(size)
         if len(self.indices) < len(source):
@@ -89,23 +87,22 @@ class SourceSet:
         return len(self.indices)
 
     def crop_to(self, size: Size | None) -> None:
-        """Let the pictures come out in this size."""
+        """Set the size of the images."""
         self.size = size
         height, width = size if isinstance(size, tuple) else (size, size)
-        self.description["crop"] = f"centre, {height}x{width}, {RESAMPLING}" if size is not None else _AS_THEY_ARE
+        self.description["crop"] = f"center, {height}x{width}, {RESAMPLING}" if size is not None else _NOT_CROPPED
 
     def labels(self) -> list[int]:
-        """Label of every picture, without decoding any."""
+        """The label of every image, without decoding any."""
         return [self.source.label(i) for i in self.indices]
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Pictures (B, 3, H, W) uint8 and labels (B,), in the source's order."""
-        found = image_batches(
-            self.source, self.size, batch_size, indices=self.indices, workers=self.workers, strict=self.strict
-        )
+        """Pixels (B, 3, H, W) uint8 and labels (B,), in the order of the source."""
         self.skipped = []
-        for batch in found:
-            self.skipped += [skipped.key for skipped in batch.skipped]
+        for batch in image_batches(
+            self.source, self.size, batch_size, indices=self.indices, workers=self.workers, strict=self.strict
+        ):
+            self.skipped += batch.skipped
             yield batch.pixels, batch.labels
 
 
@@ -114,36 +111,35 @@ class NpzSet:
 
     Args:
         path: The file.
-        use_statistics: Take the Inception statistics that the file brings, where it brings some.
-        limit: Take only the first pictures.
+        use_statistics: Use the Inception statistics in the file, if there are any.
+        limit: Use only this many images, the first.
     """
+
+    class_names: Sequence[str] | None = None
 
     def __init__(self, path: str | Path, use_statistics: bool = False, limit: int | None = None) -> None:
         self.archive = AdmArchive(path)
         self.limit = len(self.archive) if limit is None else min(limit, len(self.archive))
+        self.skipped: list[Skipped] = []
         self.pooled_statistics = self.archive.pooled_statistics if use_statistics else None
         self.spatial_statistics = self.archive.spatial_statistics if use_statistics else None
-        self.description: dict[str, Any] = {
-            "set": Path(path).name,
-            "hash": sha256_of(path),
-            "crop": _AS_THEY_ARE,
-        }
+        self.description: dict[str, Any] = {"set": Path(path).name, "hash": sha256_of(path), "crop": _NOT_CROPPED}
         if self.pooled_statistics is not None:
-            self.description["statistics"] = "mu and sigma of the file; its pictures serve KID, precision and recall"
+            self.description["statistics"] = "mu and sigma of the file; its images serve KID, precision and recall"
 
     def __len__(self) -> int:
         return self.limit
 
     def crop_to(self, size: Size | None) -> None:
-        """Nothing: what an `.npz` holds is taken as it is, and the report says of what size that is."""
+        """Do nothing: images of an `.npz` are used as they are, and the report says their size."""
 
     def labels(self) -> list[int]:
-        """Label of every picture, -1 where the file has none."""
+        """The label of every image, -1 if the file has none."""
         found = self.archive.labels
         return [-1] * self.limit if found is None else found[: self.limit].tolist()
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Pictures (B, 3, H, W) uint8 and labels (B,), in the file's order."""
+        """Pixels (B, 3, H, W) uint8 and labels (B,), in the order of the file."""
         labels, start = torch.tensor(self.labels()), 0
         for images in self.archive.batches(batch_size) if self.limit else ():
             images = images[: self.limit - start]
@@ -153,8 +149,8 @@ class NpzSet:
                 return
 
 
-def open_picture_set(
-    pictures: str | Path | ImageSource,
+def open_image_set(
+    images: str | Path | ImageSource,
     size: Size | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -162,75 +158,40 @@ def open_picture_set(
     strict: bool = False,
     use_statistics: bool = False,
 ) -> SourceSet | NpzSet:
-    """Open a folder, a source or an `.npz`; the arguments are those of `SourceSet` and `NpzSet`.
-
-    Raises:
-        CodaError: There is nothing to open, or it holds no pictures and no statistics that may be used.
-    """
-    if isinstance(pictures, (str, Path)) and str(pictures).endswith(".npz"):
-        archive = NpzSet(pictures, use_statistics, limit)
-        if not len(archive) and archive.pooled_statistics is None:
-            raise CodaError(f"{pictures} holds statistics of Inception but no pictures: use the extractor inception")
-        return archive
-    return SourceSet(open_images(pictures), size, limit, seed, workers, strict)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A set as the extractor saw it.
-
-    Attributes:
-        features: Of all its pictures.
-        labels: Of all its pictures, -1 where unknown.
-        description: The set's own, with N, class balance and size.
-        size: (H, W) of the pictures; None where there were none.
-    """
-
-    features: FeatureSet
-    labels: list[int]
-    description: dict[str, Any]
-    size: tuple[int, int] | None
-
-
-def look_at(
-    pictures: PictureSet, extractor: FeatureExtractor, batch_size: int, title: str, with_logits: bool = False
-) -> Seen:
-    """Run all pictures of a set through the extractor.
+    """Open an image source, a folder that `coda sample` made, or an `.npz`.
 
     Args:
-        pictures: The set.
-        extractor: What sees them.
-        batch_size: Pictures at a time.
-        title: Of the progress.
-        with_logits: Whether the classifier's output is kept, for the Inception score.
+        images: What `open_images` takes, or the path of an `.npz`.
+        size: See `SourceSet`, as for `limit`, `seed`, `workers` and `strict`.
+        limit: Use at most this many images.
+        seed: Seed of the draw.
+        workers: Processes that decode.
+        strict: Raise an error for an image that cannot be read.
+        use_statistics: See `NpzSet`.
 
     Raises:
-        CodaError: They are not of one size.
+        CodaError: If it cannot be opened, or has neither images nor statistics that may be used.
     """
-    features, labels = FeatureSet(with_logits), []
-    size: tuple[int, int] | None = None
-    with progress(title, total=len(pictures), unit="images") as bar:
-        for images, batch_labels in pictures.batches(batch_size):
-            here = (images.shape[-2], images.shape[-1])
-            if size not in (None, here):
-                sizes = " and of ".join("x".join(map(str, s)) for s in (size, here) if s)
-                raise CodaError(f"{pictures.description['set']}: pictures of {sizes} cannot be compared; crop them")
-            features.append(extractor(images))
-            labels += batch_labels.tolist()
-            size = here
-            bar.advance(len(images))
-    return Seen(features, labels, describe_seen(pictures, labels, size), size)
+    if isinstance(images, (str, Path)) and str(images).endswith(".npz"):
+        archive = NpzSet(images, use_statistics, limit)
+        if not len(archive) and archive.pooled_statistics is None:
+            raise CodaError(f"{images} has Inception statistics but no images: use the extractor inception")
+        return archive
+    source = open_saved_samples(images) or open_images(images)
+    return SourceSet(source, size, limit, seed, workers, strict)
 
 
-def describe_seen(pictures: PictureSet, labels: list[int], size: tuple[int, int] | None) -> dict[str, Any]:
-    """The set's description with what only reading it tells."""
-    found = dict(pictures.description)
-    found["n"] = len(labels)
-    found["class_balance"] = class_balance(labels)
-    found["pixels"] = "x".join(map(str, size)) if size else None
-    skipped = getattr(pictures, "skipped", [])
-    if skipped:
-        found["skipped"] = f"{len(skipped)} broken: {', '.join(skipped[:5])}{', …' if len(skipped) > 5 else ''}"
+def describe_measured(images: ImageSet, labels: Sequence[int], size: tuple[int, int] | None) -> dict[str, Any]:
+    """The description of a set after all of its images were read: N, classes, size, and what was skipped."""
+    found = {
+        **images.description,
+        "n": len(labels),
+        "class_balance": class_balance(labels),
+        "pixels": "x".join(map(str, size)) if size else None,
+    }
+    if skipped := images.skipped:
+        named = ", ".join(f"{item.key} {item.reason}" for item in skipped[:_NAMED])
+        found["skipped"] = f"{len(skipped)} unreadable: {named}{', …' if len(skipped) > _NAMED else ''}"
     return found
 
 
@@ -238,10 +199,10 @@ def drawn_indices(count: int, limit: int | None, seed: int) -> list[int]:
     """At most `limit` of `count` indices, in rising order; which ones depends on `seed` alone.
 
     Raises:
-        CodaError: `limit` is not positive.
+        CodaError: If `limit` is not positive.
     """
     if limit is None or limit >= count:
         return list(range(count))
     if limit < 1:
-        raise CodaError(f"limit is {limit}; at least one picture is needed")
+        raise CodaError(f"limit is {limit}; at least one image is needed")
     return sorted(epoch_order(seed, 0, count)[:limit].tolist())

@@ -1,1 +1,1 @@
-"""The report of a benchmark: figures, tables, plots, and where they come from."""
+"""The report of a benchmark: figures, tables, plots and provenance."""

@@ -1,4 +1,4 @@
-"""Plots beside a report's figures, where matplotlib (the extra `plots`) is installed."""
+"""Plots of a report, drawn if matplotlib (the extra `plots`) is installed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Plot:
     """One plot: `values` over `labels`.
 
     Attributes:
-        name: File name without its suffix.
+        name: File name without suffix.
         title: Heading.
-        x_label: What the labels are.
-        y_label: What the values are, with their unit.
+        x_label: Title of the axis of `labels`.
+        y_label: Title and unit of the axis of `values`.
         labels: One per value.
-        values: The values, or those of several lines by their names; None leaves a gap.
+        values: The values, or several lines of them by name; None leaves a gap.
         kind: "bars" or "line".
-        log: Whether the values' axis is logarithmic.
+        log: Whether the axis of the values is logarithmic.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Plot:
 
 
 def draw(plots: Sequence[Plot], folder: Path) -> list[str]:
-    """Write each plot as a PNG into `folder`; the names of the files, none where matplotlib is not installed."""
+    """Write each plot as a PNG into `folder`; returns the file names, none if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Where a figure comes from: versions, hardware, date, command. A figure without them cannot be compared."""
+"""Provenance of a figure: versions, hardware, date, command. Without them it cannot be compared with others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def describe_run(device: torch.device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can change a figure; absent ones are left out."""
+    """Versions of Python and of the installed packages that can change a figure."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine that ran, and the device on it."""
+    """The machine and the device."""
     found: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -56,15 +56,15 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line, with the program by its name alone."""
+    """The command line, with the program's name instead of its path."""
     program, *arguments = sys.argv or ["python"]
     return shlex.join([Path(program).name or "python", *arguments])
 
 
 def model_identity(model: object) -> str:
-    """What tells this model from others: its fingerprint, or a hash of its tensors.
+    """Identify a model by its fingerprint, or a hash of its tensors.
 
-    A bare callable has neither: it is named by the moment, so that it is never taken for another one, nor for itself.
+    A bare callable has neither. It is identified by the time, so that no two calls take it for the same model.
     """
     name = type(model).__name__
     fingerprint = getattr(model, "fingerprint", None)
@@ -80,7 +80,7 @@ def model_identity(model: object) -> str:
 
 
 def class_balance(labels: Sequence[int]) -> str:
-    """How many pictures of which classes: "uniform: 50 each of 1000 classes"; labels of -1 are unknown."""
+    """Images per class: "uniform: 50 each of 1000 classes"; -1 is an unknown label."""
     counts: dict[int, int] = {}
     for label in labels:
         counts[int(label)] = counts.get(int(label), 0) + 1

@@ -1,6 +1,7 @@
 """The result of a benchmark: figures, tables, and everything needed to compare them with others.
 
-Saved as `report.json` (all of it), `report.md` (for reading) and, where matplotlib is installed, plots.
+Saved as `report.json`, `report.md` (for reading) and, if matplotlib is installed, plots. Names that come from the data
+are escaped, see `shown`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coda.tokenizer.foundation.atomic_io import write_bytes, write_json
-from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError, shown
 
 from .plots import Plot, draw
 
@@ -25,10 +26,10 @@ class Figure:
     """One measured number.
 
     Attributes:
-        name: What it is called, for example "fd_efficientnet_lite0".
-        value: The number; None where it could not be measured (`note` says why).
+        name: Name, such as "fd_efficientnet_lite0".
+        value: The number; None if it could not be measured (`note` says why).
         unit: "dB", "%", "images/s"; empty for a bare number.
-        spread: Standard deviation; None where there is none.
+        spread: Standard deviation, if there is one.
         note: How it was measured, in a few words.
     """
 
@@ -50,15 +51,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """Figures and where they come from.
+    """Figures and their provenance.
 
     Attributes:
-        title: What was measured.
+        title: Title of the report.
         figures: The figures, in reading order.
         tables: Further tables (usage per level, rungs of an ablation, timings).
         provenance: Extractor, sets and hashes, N, class balance, crop, rounding, seed, versions, hardware, …
-        warnings: What a reader must know before comparing.
-        plots: Drawn on saving, where matplotlib is installed.
+        warnings: Caveats to know before comparing.
+        plots: Drawn on saving, if matplotlib is installed.
     """
 
     title: str
@@ -76,12 +77,12 @@ class Report:
         raise KeyError(f"{self.title} has no figure {name!r}; it has {', '.join(f.name for f in self.figures)}")
 
     def to_json(self) -> dict[str, Any]:
-        """All of the report; numbers that are not finite become null."""
-        return _finite(asdict(self))
+        """The report as JSON; numbers that are not finite become null."""
+        return _plain(asdict(self))
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Report:
-        """Read what `to_json` wrote."""
+        """Read the result of `to_json`."""
         return cls(
             title=found["title"],
             figures=[Figure(**figure) for figure in found["figures"]],
@@ -96,33 +97,33 @@ class Report:
         """Read a saved report.
 
         Raises:
-            CodaError: There is none in `folder`, or it is damaged.
+            CodaError: If there is none in `folder`, or it is damaged.
         """
         path = Path(folder) / "report.json"
         try:
-            return cls.from_json(json.loads(path.read_text()))
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise CodaError(f"{folder} holds no report.json") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise CodaError(f"{path} is damaged; give --overwrite to measure anew") from error
+            raise CodaError(f"{path} is damaged; give --overwrite to measure again") from error
 
     def to_markdown(self) -> str:
         """The report as a page of Markdown."""
-        parts = [f"# {self.title}", *(f"> **Note.** {warning}" for warning in self.warnings)]
+        parts = [f"# {self.title}", *(f"> **Note.** {_cell(warning)}" for warning in self.warnings)]
         if self.figures:
             rows = [(f.name, _with_unit(f), f.note) for f in self.figures]
             parts.append(_markdown_table(("figure", "value", "how"), rows))
         for table in self.tables:
             parts += [f"## {table.title}", _markdown_table(table.columns, table.rows)]
-        origins = [(key, _flat(value)) for key, value in self.provenance.items()]
+        origins = [(key, _text(value)) for key, value in self.provenance.items()]
         parts += ["## How it was measured", _markdown_table(("", ""), origins)]
         return "\n\n".join(parts) + "\n"
 
     def save(self, folder: str | Path) -> Path:
         """Write `report.json`, `report.md` and the plots into `folder`; returns it."""
         folder = Path(folder)
-        pictures = draw(self.plots, folder)
-        markdown = self.to_markdown() + "".join(f"\n![{name}]({name})\n" for name in pictures)
+        plots = draw(self.plots, folder)
+        markdown = self.to_markdown() + "".join(f"\n![{name}]({name})\n" for name in plots)
         write_bytes(folder / "report.md", markdown.encode())
         write_json(folder / "report.json", self.to_json())
         return folder
@@ -134,29 +135,31 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> s
 
 
 def _cell(value: Cell) -> str:
+    return shown(_text(value)).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _text(value: Any) -> str:
+    """A value in one line."""
     if value is None:
         return "–"
-    text = f"{value:.5g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_text(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_text, value))
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _with_unit(figure: Figure) -> str:
     spread = "" if figure.spread is None else f" ± {figure.spread:.3g}"
-    return f"{_cell(figure.value)}{spread} {figure.unit}".rstrip()
+    return f"{_text(figure.value)}{spread} {figure.unit}".rstrip()
 
 
-def _flat(value: Any) -> str:
-    """A value of the provenance in one line."""
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {_flat(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(_flat, value))
-    return _cell(value)
-
-
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """A JSON value without infinite numbers, and with text escaped (but for the line breaks of plots)."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return "\n".join(shown(line) for line in value.split("\n"))
     return None if isinstance(value, float) and not math.isfinite(value) else value

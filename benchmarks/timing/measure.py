@@ -22,7 +22,7 @@ class Measured:
     Attributes:
         seconds: The fastest of the repetitions.
         slowest: The slowest of them.
-        peak_mib: Most memory held above what was held before; None where the system does not tell.
+        peak_mib: Peak memory above what was held before; None if the system does not report it.
     """
 
     seconds: float
@@ -31,12 +31,12 @@ class Measured:
 
 
 def measure(work: Callable[[], object], device: torch.device, repeats: int) -> Measured:
-    """Run `work` once for its memory (and to warm up), then `repeats` times for its time."""
+    """Run `work` once to measure its memory (and to warm up), then `repeats` times to measure its time."""
     return measure_in_turns([work], device, repeats)[0]
 
 
 def measure_in_turns(works: list[Callable[[], object]], device: torch.device, repeats: int) -> list[Measured]:
-    """Measure several works in turns, so that whatever else the machine does falls on all of them."""
+    """Measure several works in turns, so that other load on the machine affects all of them."""
     assert repeats >= 1
     peaks = [_peak_mib(work, device) for work in works]
     seconds: list[list[float]] = [[] for _ in works]
@@ -47,7 +47,7 @@ def measure_in_turns(works: list[Callable[[], object]], device: torch.device, re
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that a new allocation could have; None where the system does not tell."""
+    """Memory available for an allocation; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -66,7 +66,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _peak_mib(work: Callable[[], object], device: torch.device) -> float | None:
-    gc.collect(1)  # what was just made and left; a full pass takes longer than many a measurement
+    gc.collect(1)  # recent garbage only: a full pass takes longer than some measurements
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -90,7 +90,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _return_freed_memory() -> None:
-    """Let the C library give back what is free, so that it does not hide an increase."""
+    """Let the C library return free memory to the system, so that reusing it does not hide an increase."""
     if sys.platform == "linux":
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -99,7 +99,7 @@ def _return_freed_memory() -> None:
 
 
 def _reset_resident_peak() -> bool:
-    """Start the kernel's peak of resident memory (VmHWM) anew; False where it cannot be."""
+    """Reset the kernel's peak of resident memory (VmHWM); False if that is not possible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -36,7 +36,7 @@ def speed(
     device: str | torch.device = "auto",
     overwrite: bool = False,
 ) -> Report:
-    """Time quantizers against dense ones, and a tokenizer and a sampler where they are given.
+    """Time quantizers against dense ones, and optionally a tokenizer and a sampler.
 
     Args:
         tokenizer: Anything with `encode(images) -> codes` and `decode(codes) -> images`; None leaves it out.

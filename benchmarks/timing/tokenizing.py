@@ -1,17 +1,17 @@
-"""How fast a data set becomes codes: against what the machine would allow, and against a loop that anyone would write.
+"""Speed of `tokenize_dataset`, against an upper bound for this machine and against a plain loop.
 
-What the machine would allow follows from two rates measured alone: d, images read and decoded per second by the loader
-with its processes, and e, images encoded per second out of ready batches. Without loading processes one image after
-the other is decoded and encoded in turn,
+The bound follows from two rates, each measured alone: d, images read and decoded per second by the loader and its
+processes, and e, images encoded per second from batches in memory. Without loading processes, images are decoded and
+encoded in turn,
 
     bound = 1 / (1/d + 1/e).
 
-With w of them both go on at once, so the slower rules, unless there are too few cores for both: on c cores, of which
-decoding alone kept min(w, c) busy and encoding on the CPU its t threads (on another device none),
+With w processes both happen at the same time and the slower one decides, unless there are too few cores for both. On c
+cores, of which decoding alone keeps min(w, c) busy and encoding on the CPU its t threads (0 on an accelerator),
 
     bound = min(d, e, c / (min(w, c)/d + t/e)).
 
-Writing is not in the bound: it is to cost nothing.
+Writing is not part of the bound: it should cost nothing.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from ..reports.provenance import describe_run
 from ..reports.report import Cell, Figure, Report, Table
 from .measure import measure_in_turns
 
-_READY_BYTES = 256 * 2**20  # of images that wait in memory for the encoder to be timed alone
-_READ_AT_ONCE = 256  # a training's batch
+_READY_BYTES = 256 * 2**20  # images in memory for timing the encoder alone
+_READ_BATCH = 256  # as in training
 
 
 def tokenizing_speed(
@@ -62,26 +62,26 @@ def tokenizing_speed(
     dtype: str = "auto",
     overwrite: bool = False,
 ) -> Report:
-    """Time `tokenize_dataset` and what it consists of, in turns, on the same images.
+    """Time `tokenize_dataset` and its parts, in turns, on the same images.
 
     Args:
         tokenizer: The tokenizer, or its directory or hub id.
-        data: What `open_images` takes.
-        out: Directory of the report; the caches that are made lie there too until they are removed.
-        limit: Take only so many images, the first; all if None.
-        batch_size: Images at a time.
+        data: Images: anything that `open_images` takes.
+        out: Directory of the report; the caches are written there too, and removed at the end.
+        limit: Use only this many images, the first; all if None.
+        batch_size: Images per batch.
         workers: Processes that decode.
         repeats: Repetitions; the fastest counts.
         device: "auto", "cpu", "mps", "cuda" or "cuda:N".
-        dtype: Precision of the VAE's encoder; the plain loop has float32.
+        dtype: Precision of the VAE's encoder; the plain loop uses float32.
         overwrite: Replace what `out` holds.
 
     Returns:
-        The report: rates in images per second, the share of the bound, times faster than the plain loop, and the peak
-        of memory over a quarter of the images and over all.
+        The report: rates in images per second, the share of the bound, the speed-up over the plain loop, and the peak
+        memory for a quarter of the images and for all.
 
     Raises:
-        CodaError: There are fewer than four images, or `out` holds something else.
+        CodaError: If there are fewer than four images, or `out` holds something else.
     """
     if repeats < 1:
         raise CodaError(f"repeats is {repeats}; at least one is needed")
@@ -113,7 +113,7 @@ def tokenizing_speed(
                 overwrite=True,
             )
 
-        # Tokenizing comes when all has been warmed up that it uses, so that its memory is its own.
+        # Tokenizing comes after everything that it uses is warmed up, so that only its own memory is measured.
         works: dict[str, tuple[int, Callable[[], object]]] = {
             "decode alone": (len(source), lambda: _decode_all(source, tokenizer.size, batch_size, workers)),
             "encode alone": (
@@ -159,8 +159,8 @@ def tokenizing_speed(
 
 
 def _figures(rate: dict[str, float], bound: float, peak: dict[str, float | None]) -> list[Figure]:
-    """The figures of the report, from rates (per second) and peaks of memory (MiB) of each work by its name."""
-    above = "of this process, above what was held before"
+    """The figures of the report, from rates (per second) and peak memory (MiB) by the name of each work."""
+    above = "in this process, above what was held before"
     ours = rate["tokenize-dataset"]
     return [
         Figure("decode rate", rate["decode alone"], "images/s", note="the loader alone"),
@@ -168,7 +168,7 @@ def _figures(rate: dict[str, float], bound: float, peak: dict[str, float | None]
         Figure("rate that the machine would allow", bound, "images/s", note="from both"),
         Figure("tokenize-dataset rate", ours, "images/s", note="decoding to renamed files"),
         Figure("plain loop rate", rate["plain loop"], "images/s", note="one at a time, float32, a .npy each"),
-        Figure("read rate", rate["read shuffled"], "samples/s", note=f"shuffled, by {_READ_AT_ONCE}, one core"),
+        Figure("read rate", rate["read shuffled"], "samples/s", note=f"shuffled, by {_READ_BATCH}, one core"),
         Figure("share of what the machine would allow", 100 * ours / bound, "%"),
         Figure("times faster than the plain loop", ours / rate["plain loop"], "×"),
         Figure("peak memory, a quarter of the images", peak["tokenize-dataset, a quarter"], "MiB", note=above),
@@ -177,14 +177,14 @@ def _figures(rate: dict[str, float], bound: float, peak: dict[str, float | None]
 
 
 def allowed_rate(decode: float, encode: float, workers: int, threads: int, cores: int) -> float:
-    """Images per second that the two rates, each measured alone, allow together; the head of this file derives it.
+    """Upper bound of images per second, from the two rates measured alone; derived at the head of this file.
 
     Args:
-        decode: d, with these `workers`.
-        encode: e.
-        workers: w, processes that decode; 0 decodes in the process that encodes.
+        decode: d, images per second with these `workers`.
+        encode: e, images per second.
+        workers: w, processes that decode; 0 decodes in the encoding process.
         threads: t, cores that encoding keeps busy; 0 on an accelerator.
-        cores: c of this machine that both share.
+        cores: c, cores that both share.
     """
     if workers == 0:
         return 1 / (1 / decode + 1 / encode)
@@ -192,16 +192,16 @@ def allowed_rate(decode: float, encode: float, workers: int, threads: int, cores
 
 
 def _ready_images(source: ImageSource, size: tuple[int, int], batch_size: int) -> list[torch.Tensor]:
-    """The first batches, uint8, at most as many as memory easily holds."""
+    """The first batches, uint8, up to `_READY_BYTES`."""
     most = max(1, _READY_BYTES // (batch_size * 3 * size[0] * size[1]))
     return [batch.pixels for batch in islice(_decode(source, size, batch_size, 0), most) if len(batch)]
 
 
 def _read_shuffled(path: Path) -> None:
-    """One epoch of a cache, opened anew, as a training reads it."""
+    """Open a cache and read one shuffled epoch, as training does."""
     cache = CodeCache(path)
-    batches = ShuffledBatches(cache, _READ_AT_ONCE)
-    for step in range(-(-len(cache) // _READ_AT_ONCE)):
+    batches = ShuffledBatches(cache, _READ_BATCH)
+    for step in range(-(-len(cache) // _READ_BATCH)):
         batches[step]
 
 
@@ -211,14 +211,14 @@ def _decode_all(source: ImageSource, size: tuple[int, int], batch_size: int, wor
 
 
 def _decode(source: ImageSource, size: tuple[int, int], batch_size: int, workers: int) -> Iterator[ImageBatch]:
-    """All images in order, as `tokenize_dataset` has them."""
+    """All images in order, as `tokenize_dataset` reads them."""
     order = range(len(source))
     requests = [[(i, i) for i in order[start : start + batch_size]] for start in range(0, len(source), batch_size)]
     return read_batches(ImageDataset(source, size), requests, workers)
 
 
 def _plain_loop(tokenizer: CodaTokenizer, source: ImageSource, device: torch.device, folder: Path) -> None:
-    """What one writes on a quiet afternoon."""
+    """The obvious loop: one image at a time, and one file per image."""
     for i in range(len(source)):
         try:
             pixels = decode_image(source.read(i), tokenizer.size)

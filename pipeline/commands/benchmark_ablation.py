@@ -30,30 +30,29 @@ def ablation(
     overwrite: bool = False,
     strict: bool = False,
 ) -> str:
-    """What each idea brings: direct VQ, residual levels, attention, LoRA.
+    """The paper's ablation: direct VQ, residual levels, attention, LoRA.
 
-    The paper's ablation on your own pictures, and its sweep over the number of levels. Finished rungs are kept: an
-    interrupted run goes on with the same command.
+    Also sweeps over the number of levels. Finished tokenizers are kept: rerun the same command to resume.
 
     Args:
-        data: Photographs to adapt on: ImageFolder, folder, WebDataset tars or parquet; DIR[:650] takes a part.
+        data: Images to adapt on: ImageFolder, folder, WebDataset tars or parquet; DIR[:650] takes a part.
         vae: The continuous VAE.
-        test_data: Photographs to measure on; those of --data if not given, and the report says so.
-        out: Directory of the report; each rung's tokenizer and figures lie under rungs/.
-        size: Pixels each way, centre crop.
-        sides: Sides of the levels, smallest first (1,2,4,8 or 1x2,2x4); chosen by the latent's size if not given.
+        test_data: Images to measure on; --data if not given, and the report says so.
+        out: Directory of the report; each rung's tokenizer and figures are under rungs/.
+        size: Center crop in pixels.
+        sides: Grids of the levels, smallest first (1,2,4,8 or 1x2,2x4); by default chosen by the latent's size.
         codebook_size: Number of codes.
         levels: Numbers of levels of the sweep; 1, 2, 4, ... and all if not given.
         steps: Training steps of the rungs that train.
-        batch_size: Pictures at a time.
-        lora_rank: Of the last rung.
-        limit: Measure on at most that many pictures, drawn by --seed.
+        batch_size: Images per batch.
+        lora_rank: LoRA rank of the last rung.
+        limit: Measure on at most this many images, drawn by --seed.
         workers: Processes that decode.
-        extractor: What compares the pictures; auto is inception where its weights are.
-        seed: Of everything.
+        extractor: Feature extractor; auto is inception if its weights are installed.
+        seed: Seed for all randomness.
         device: auto, cpu, cuda, cuda:1.
         overwrite: Replace what --out holds.
-        strict: Stop at a broken picture instead of leaving it out.
+        strict: Stop at an image that cannot be read, instead of skipping it.
 
     Examples:
         coda benchmark ablation --vae runs/vae --data "photographs[:650]" --test-data "photographs[650:]" --size 64

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from ..cli.arguments import Count, Device, Extractor, Natural, Precision, Seed, Unsplit, UsageError, Weight
 from .output import ending_of
-
-if TYPE_CHECKING:
-    import torch
-
-    from coda.benchmarks.image_sets.sample_store import Sampler
-
-    from ..classes import ClassTable
 
 
 def gfid(
@@ -40,32 +32,32 @@ def gfid(
     overwrite: bool = False,
     strict: bool = False,
 ) -> str:
-    """How good sampled pictures are.
+    """Quality of samples against a reference.
 
-    Fréchet distance, KID, precision, recall and Inception score of a model's pictures (--model) or of pictures that
-    are there already (--samples), against a reference set. An interrupted run goes on with the same command.
+    Fréchet distance, KID, precision, recall and Inception score of images that a model samples (--model) or of existing
+    samples (--samples), against a reference set. Rerun the same command to resume an interrupted run.
 
     Args:
-        reference: Photographs (as --data elsewhere), or an .npz such as ADM's.
-        samples: Folder or .npz of pictures to measure; without it the model makes them.
+        reference: Images, as for --data elsewhere, or an .npz such as ADM's.
+        samples: Folder (such as that of coda sample) or .npz of samples; if not given, the model makes them.
         model: Generator directory, pipeline directory or hub id, or the word bundled.
         tokenizer: Directory or hub id of the tokenizer that belongs to a generator; runs/tokenizer if not given.
-        class_: Classes to sample, as in coda sample; those of the reference if not given, which the model must know.
-        num_images: How many samples; all there are, or 50,000 from a model, if not given.
-        balance: Classes in turns (uniform), or each at random (drawn).
-        steps: One number, shared out over the levels, or one per level; the model's if not given.
-        guidance: Classifier-free guidance, 1 is none; the model's if not given.
+        class_: Classes to sample, as in coda sample; by default those of the reference, matched by name or WordNet id.
+        num_images: Number of samples; by default all there are, or 50,000 from a model.
+        balance: Classes in turns (uniform), or a random class per sample (drawn).
+        steps: One number, distributed over the levels, or one per level; the model's if not given.
+        guidance: Classifier-free guidance scale, 1 for none; the model's if not given.
         out: Directory of the report.
-        size: Pixels each way of the reference's centre crop; the samples' size if not given.
-        extractor: What compares the pictures; auto is inception where its weights are.
+        size: Center crop of the reference in pixels; the size of the samples if not given.
+        extractor: Feature extractor; auto is inception if its weights are installed.
         export_npz: Also write samples.npz for ADM's evaluator.
-        batch_size: Pictures at a time.
+        batch_size: Images per batch.
         workers: Processes that decode.
-        seed: Picture i has seed + i.
+        seed: Sample i has seed + i.
         device: auto, cpu, cuda, cuda:1.
-        dtype: Precision of the sampling; auto is bfloat16 on CUDA and float32 elsewhere.
+        dtype: Precision of the model; auto is bfloat16 on CUDA and float32 elsewhere.
         overwrite: Replace what --out holds.
-        strict: Stop at a broken picture instead of leaving it out.
+        strict: Stop at an image that cannot be read, instead of skipping it.
 
     Examples:
         coda benchmark gfid --model runs/generator --reference photographs --num-images 5000
@@ -77,34 +69,29 @@ def gfid(
 
     sampling = None
     source: Any = samples
-    classes = None
+    classes, class_names = None, None
     if samples is None:
         pipeline = open_pipeline(model, tokenizer, device, dtype)
-        draw = sampler_of(pipeline, steps, guidance)
+        source = sampler_of(pipeline, steps, guidance)
         sampling = settings_of(pipeline, model, steps, guidance)
         classes = find_classes(class_, pipeline.classes) or None
         if pipeline.classes.seen:
-            source = _only_of(pipeline.classes, draw)
+            class_names = {
+                i: pipeline.classes[i].wnid or ", ".join(pipeline.classes[i].names) for i in pipeline.classes.seen
+            }
         else:
-            source, classes = draw, [0]  # one class for all, which nothing reads
-    elif unused := [
-        flag
-        for flag, given in (
-            ("--model", model != "bundled"),
-            ("--tokenizer", tokenizer is not None),
-            ("--class", bool(class_)),
-            ("--steps", steps is not None),
-            ("--guidance", guidance is not None),
-        )
-        if given
-    ]:
-        raise UsageError(f"{unused[0]} has no use beside --samples, whose pictures are made already")
+            classes = [0]  # ignored by a model without classes
+    else:
+        flags = {"--tokenizer": tokenizer, "--class": class_ or None, "--steps": steps, "--guidance": guidance}
+        if unused := [flag for flag, value in flags.items() if value is not None] + ["--model"] * (model != "bundled"):
+            raise UsageError(f"{unused[0]} has no effect with --samples")
     report = generation_metrics(
         samples=source,
         reference=reference,
         out=out,
         num_images=num_images,
         classes=classes,
+        class_names=class_names,
         balance=balance,
         size=size,
         batch_size=batch_size,
@@ -118,13 +105,3 @@ def gfid(
         strict=strict,
     )
     return ending_of(report, out)
-
-
-def _only_of(classes: ClassTable, draw: Sampler) -> Sampler:
-    """`draw`, refusing the classes of a reference that the model has never seen: their pictures would mean nothing."""
-
-    def sample(labels: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
-        classes.find_all(set(labels))
-        return draw(labels, seeds)
-
-    return sample

@@ -24,25 +24,25 @@ def rfid(
     overwrite: bool = False,
     strict: bool = False,
 ) -> str:
-    """How well a tokenizer gives photographs back.
+    """Quality of a tokenizer's reconstructions.
 
-    PSNR, SSIM, Fréchet distance, KID, and how much of the codebook each level uses. Inception gives the published
-    metric where its weights are; efficientnet_lite0 needs no download and gives fd_efficientnet_lite0.
+    PSNR, SSIM, Fréchet distance, KID, and codebook usage per level. Inception gives the published metric if its weights
+    are installed; efficientnet_lite0 needs no download and gives fd_efficientnet_lite0.
 
     Args:
-        data: Photographs: ImageFolder, folder, WebDataset tars or parquet; DIR[650:] takes a part.
+        data: Images: ImageFolder, folder, WebDataset tars or parquet; DIR[650:] takes a part.
         tokenizer: Tokenizer directory or hub id.
-        vae: A continuous VAE, whose own reconstructions are measured beside the tokenizer's.
+        vae: A continuous VAE, to measure its own reconstructions as well.
         out: Directory of the report.
-        size: Pixels each way, centre crop; the tokenizer's own if not given.
-        limit: Measure at most that many pictures, drawn by --seed.
-        extractor: What compares the pictures; auto is inception where its weights are.
-        batch_size: Pictures at a time.
+        size: Center crop in pixels; the tokenizer's own size if not given.
+        limit: Measure at most this many images, drawn by --seed.
+        extractor: Feature extractor; auto is inception if its weights are installed.
+        batch_size: Images per batch.
         workers: Processes that decode.
-        seed: Of the drawing and of KID's subsets.
+        seed: Seed for the draw and for KID's subsets.
         device: auto, cpu, cuda, cuda:1.
         overwrite: Replace what --out holds.
-        strict: Stop at a broken picture instead of leaving it out.
+        strict: Stop at an image that cannot be read, instead of skipping it.
 
     Examples:
         coda benchmark rfid --data photographs --limit 5000

@@ -1,4 +1,4 @@
-"""A tokenizer, an extractor and a folder of photographs, all tiny and all real enough to be measured."""
+"""A tiny tokenizer, an extractor and a folder of photographs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from coda.benchmarks import Features, FigureNames
 from coda.tokenizer import CodeLayout
 
 
-class ColourExtractor:
-    """Mean and spread of the colours: an extractor of one's own, and quick."""
+class ColorExtractor:
+    """Mean and standard deviation of the channels: a quick extractor."""
 
-    name = "colour"
+    name = "color"
     device = torch.device("cpu")
-    figure_names = FigureNames(
-        "fd_colour", "kid_colour", "precision_colour", "recall_colour", "score_colour", "sfd_colour"
-    )
-    description = "means and spreads of the channels"
+    figure_names = FigureNames("fd_color", "kid_color", "precision_color", "recall_color", "score_color", "sfd_color")
+    description = "mean and standard deviation of the channels"
 
     def __call__(self, images: torch.Tensor) -> Features:
         flat = images.float().flatten(2) / 255
@@ -30,8 +28,8 @@ class ColourExtractor:
         )
 
 
-class GreyTokenizer:
-    """Every 4×4 block of a picture as one of 8 greys."""
+class GrayTokenizer:
+    """Encodes every 4×4 block as one of 8 grays."""
 
     layout = CodeLayout([8], 8)
     size = (32, 32)
@@ -47,13 +45,13 @@ class GreyTokenizer:
 
 
 @pytest.fixture
-def extractor() -> ColourExtractor:
-    return ColourExtractor()
+def extractor() -> ColorExtractor:
+    return ColorExtractor()
 
 
 @pytest.fixture
-def tokenizer() -> GreyTokenizer:
-    return GreyTokenizer()
+def tokenizer() -> GrayTokenizer:
+    return GrayTokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +60,10 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = pytest.importorskip("skimage.data")
     folder = tmp_path_factory.mktemp("photographs")
     cuts = {"n02123045": data.chelsea(), "n10565667": data.astronaut(), "n07920052": data.coffee()}
-    for name, picture in cuts.items():
+    for name, image in cuts.items():
         (folder / name).mkdir()
         for i in range(8):
             top, left = 30 * i, 40 * (i % 4)
-            cut = np.ascontiguousarray(picture[top : top + 64, left : left + 64])
+            cut = np.ascontiguousarray(image[top : top + 64, left : left + 64])
             Image.fromarray(cut).resize((32, 32)).save(folder / name / f"{i}.png")
     return folder

@@ -17,7 +17,7 @@ SIDES = [(1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)]
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random VAE of factor 4, for pictures of 16 pixels."""
+    """A random VAE of factor 4, for images of 16 pixels."""
     torch.manual_seed(0)
     autoencoder = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -32,7 +32,7 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_rung_adds_one_idea() -> None:
+def test_each_rung_adds_one_idea() -> None:
     direct, residual, attention, lora = ladder(SIDES, steps=7, lora_rank=2).values()
     assert (direct.sides, direct.steps, direct.lora_rank) == ((SIDES[-1],), 0, 0)
     assert (residual.sides, residual.steps, residual.lora_rank) == (tuple(SIDES), 0, 0)
@@ -66,17 +66,17 @@ def test_report_with_every_rung(vae: Path, photographs: Path, extractor: Any, tm
     }
     report = ablation(vae, f"{photographs}[:12]", f"{photographs}[12:]", tmp_path / "out", **options)
     ideas, levels = report.tables
-    assert [row[0] for row in ideas.rows] == [*ladder([(1, 1)], 1, 1), "the VAE itself"]
+    assert [row[0] for row in ideas.rows] == [*ladder([(1, 1)], 1, 1), "continuous VAE"]
     assert [row[1] for row in ideas.rows] == [1, 2, 2, 2, None]
     assert [row[2] for row in ideas.rows] == [16 * 3, 20 * 3, 20 * 3, 20 * 3, None]
-    assert [row[0] for row in levels.rows] == ["1", "the VAE itself"]
-    assert ideas.rows[0][5:] == levels.rows[0][5:]  # measured once: direct VQ is the sweep's first
+    assert [row[0] for row in levels.rows] == ["1", "continuous VAE"]
+    assert ideas.rows[0][5:] == levels.rows[0][5:]  # direct VQ is the first of the sweep, and measured once
     assert all(figure.value is not None for figure in report.figures)
-    assert not any("very pictures" in warning for warning in report.warnings)
+    assert not any("adapted on" in warning for warning in report.warnings)
     rungs = sorted((tmp_path / "out" / "rungs").iterdir())
     assert len(rungs) == 4
     assert CodaTokenizer.from_pretrained(rungs[0] / "tokenizer").layout.codebook_size == 8
-    # The same again is the same report, without any work.
+    # The same call again returns the same report without any work.
     assert (
         ablation(vae, f"{photographs}[:12]", f"{photographs}[12:]", tmp_path / "out", **options)["direct VQ"]
         == (report["direct VQ"])
@@ -84,7 +84,7 @@ def test_report_with_every_rung(vae: Path, photographs: Path, extractor: Any, tm
 
 
 def test_wrong_requests_are_one_line(vae: Path, photographs: Path, extractor: Any, tmp_path: Path) -> None:
-    with pytest.raises(CodaError, match="no multiple of the VAE's factor 4"):
+    with pytest.raises(CodaError, match="not a multiple of the VAE's factor 4"):
         ablation(vae, photographs, out=tmp_path / "a", size=18, extractor=extractor)
     with pytest.raises(CodaError, match="levels 9"):
         ablation(vae, photographs, out=tmp_path / "b", size=16, levels=[9], extractor=extractor)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from coda.benchmarks import generation_metrics
 from coda.benchmarks.features.distances import Statistics
@@ -18,7 +19,7 @@ pytest.importorskip("torch_fidelity")
 
 
 class Sampler:
-    """Noise around a colour per class; counts what it was asked for, and can be interrupted."""
+    """Noise around a color per class; records what it was asked for, and can be interrupted."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.asked: list[tuple[int, int]] = []
@@ -28,11 +29,11 @@ class Sampler:
         if self.stop_after is not None and len(self.asked) >= self.stop_after:
             raise KeyboardInterrupt
         self.asked += zip(classes, seeds, strict=True)
-        pictures = []
+        images = []
         for label, seed in zip(classes, seeds, strict=True):
             noise = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(seed))
-            pictures.append((noise / 3 + (label % 7) / 7 - 0.5).clamp(-1, 1))
-        return torch.stack(pictures)
+            images.append((noise / 3 + (label % 7) / 7 - 0.5).clamp(-1, 1))
+        return torch.stack(images)
 
 
 def test_report_of_a_sampler(photographs: Path, extractor: Any, tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_report_of_a_sampler(photographs: Path, extractor: Any, tmp_path: Path) 
     report = generation_metrics(
         sampler, photographs, tmp_path / "out", num_images=20, extractor=extractor, sampling=settings, seed=100
     )
-    for name in ("fd_colour", "kid_colour", "precision_colour", "recall_colour", "score_colour", "sfd_colour"):
+    for name in ("fd_color", "kid_color", "precision_color", "recall_color", "score_color", "sfd_color"):
         assert report[name] is not None, name
     assert [seed for _, seed in sampler.asked] == list(range(100, 120))
     assert {label for label, _ in sampler.asked} == {281, 967, 983}
@@ -54,18 +55,18 @@ def test_report_of_a_sampler(photographs: Path, extractor: Any, tmp_path: Path) 
 
 def test_the_reference_against_itself(photographs: Path, extractor: Any, tmp_path: Path) -> None:
     report = generation_metrics(photographs, photographs, tmp_path / "out", extractor=extractor)
-    assert report["fd_colour"] == pytest.approx(0, abs=1e-6)
-    assert report["precision_colour"] == report["recall_colour"] == 1
+    assert report["fd_color"] == pytest.approx(0, abs=1e-6)
+    assert report["precision_color"] == report["recall_color"] == 1
     assert abs(float(report.provenance["self_check"].split()[0])) < 1e-6
 
 
-def test_an_interrupted_run_goes_on(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed(photographs: Path, extractor: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {"num_images": 10, "extractor": extractor, "sampling": {"model": "m"}, "batch_size": 3}
     whole = generation_metrics(Sampler(), photographs, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
         generation_metrics(Sampler(stop_after=6), photographs, tmp_path / "out", **options)
-    # A kill may leave a part of a picture behind.
-    with open(tmp_path / "out" / "samples" / "pictures.u8", "ab") as file:
+    # A killed run may leave a part of an image.
+    with open(tmp_path / "out" / "samples" / "images.u8", "ab") as file:
         file.write(b"\x00" * 100)
     rest = Sampler()
     resumed = generation_metrics(rest, photographs, tmp_path / "out", **options)
@@ -73,7 +74,7 @@ def test_an_interrupted_run_goes_on(photographs: Path, extractor: Any, tmp_path:
     assert [f.value for f in resumed.figures] == [f.value for f in whole.figures]
 
 
-def test_other_settings_do_not_go_on(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+def test_other_settings_do_not_resume(photographs: Path, extractor: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         generation_metrics(
             Sampler(stop_after=3),
@@ -93,26 +94,26 @@ def test_exported_samples_measure_the_same(photographs: Path, extractor: Any, tm
         Sampler(), photographs, tmp_path / "a", num_images=9, extractor=extractor, export_npz=True, batch_size=4
     )
     with np.load(tmp_path / "a" / "samples.npz") as found:
-        pictures, labels = found["arr_0"], found["arr_1"]
+        images, labels = found["arr_0"], found["arr_1"]
     sampler = Sampler()
     expected = to_uint8(sampler(labels.tolist(), range(9))).permute(0, 2, 3, 1)
-    assert np.array_equal(pictures, expected.numpy())
+    assert np.array_equal(images, expected.numpy())
     second = generation_metrics(tmp_path / "a" / "samples.npz", photographs, tmp_path / "b", extractor=extractor)
     assert [f.value for f in second.figures] == [f.value for f in first.figures]
 
 
-def test_statistics_of_the_file_are_inceptions(photographs: Path, extractor: Any, tmp_path: Path) -> None:
-    """Another extractor must not be compared with them: the pictures of the file are looked at instead."""
-    pictures = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+def test_statistics_of_a_file_are_inceptions(photographs: Path, extractor: Any, tmp_path: Path) -> None:
+    """Other extractors use the file's images instead."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
     np.savez(
-        tmp_path / "reference.npz", arr_0=pictures, mu=np.zeros(6), sigma=np.eye(6), mu_s=np.zeros(4), sigma_s=np.eye(4)
+        tmp_path / "reference.npz", arr_0=images, mu=np.zeros(6), sigma=np.eye(6), mu_s=np.zeros(4), sigma_s=np.eye(4)
     )
     other = generation_metrics(photographs, tmp_path / "reference.npz", tmp_path / "other", extractor=extractor)
     extractor.name = "inception"
     inception = generation_metrics(photographs, tmp_path / "reference.npz", tmp_path / "inception", extractor=extractor)
-    assert other["fd_colour"] != inception["fd_colour"]
-    assert other["sfd_colour"] != inception["sfd_colour"]
-    assert other["precision_colour"] == inception["precision_colour"]
+    assert other["fd_color"] != inception["fd_color"]
+    assert other["sfd_color"] != inception["sfd_color"]
+    assert other["precision_color"] == inception["precision_color"]
     assert "statistics" in inception.provenance["reference"]
 
 
@@ -123,8 +124,8 @@ def test_a_reference_of_statistics_alone(photographs: Path, extractor: Any, tmp_
         generation_metrics(photographs, tmp_path / "stats.npz", tmp_path / "a", extractor=extractor)
     extractor.name = "inception"
     report = generation_metrics(photographs, tmp_path / "stats.npz", tmp_path / "b", extractor=extractor)
-    assert report["fd_colour"] is not None
-    assert report["kid_colour"] is None and report["precision_colour"] is None
+    assert report["fd_color"] is not None
+    assert report["kid_color"] is None and report["precision_color"] is None
 
 
 def test_the_reference_is_cropped_to_the_samples(photographs: Path, extractor: Any, tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_the_reference_is_cropped_to_the_samples(photographs: Path, extractor: A
     np.savez(tmp_path / "samples.npz", arr_0=samples)
     report = generation_metrics(tmp_path / "samples.npz", photographs, tmp_path / "out", extractor=extractor)
     assert report.provenance["reference"]["pixels"] == "16x16"
-    assert report.provenance["reference"]["crop"].startswith("centre, 16x16")
+    assert report.provenance["reference"]["crop"].startswith("center, 16x16")
 
 
 @pytest.mark.parametrize("balance", ["uniform", "drawn"])
@@ -145,21 +146,55 @@ def test_classes(balance: str) -> None:
     assert min(counts) > 850
 
 
-def test_wrong_requests_are_one_line(photographs: Path, extractor: Any, tmp_path: Path) -> None:
-    with pytest.raises(CodaError, match="uniform or drawn"):
-        generation_metrics(Sampler(), photographs, tmp_path / "a", balance="even", extractor=extractor)
-    with pytest.raises(CodaError, match="two samples"):
-        generation_metrics(Sampler(), photographs, tmp_path / "b", num_images=0, extractor=extractor)
-    with pytest.raises(CodaError, match="two a side"):
-        generation_metrics(photographs, photographs, tmp_path / "c", num_images=1, extractor=extractor)
-    flat = next(iter(photographs.iterdir()))
-    with pytest.raises(CodaError, match="give classes"):
-        generation_metrics(Sampler(), flat, tmp_path / "d", num_images=4, extractor=extractor)
-    with pytest.raises(CodaError, match="expected"):
-        generation_metrics(
-            lambda classes, seeds: torch.zeros(1, 3, 8, 8),
-            photographs,
-            tmp_path / "e",
-            num_images=4,
-            extractor=extractor,
-        )
+def folders(root: Path, *names: str) -> Path:
+    """Two images per class folder; of different colors, so that there is something to compare."""
+    for i, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for j in range(2):
+            Image.new("RGB", (32, 32), (40 * i, 30 * j, 99)).save(root / name / f"{j}.png")
+    return root
+
+
+def test_classes_are_those_of_the_reference_by_name(extractor: Any, tmp_path: Path) -> None:
+    sampler, names = Sampler(), ["ant", "bee", "cat"]
+    options: dict[str, Any] = {"num_images": 4, "class_names": names, "extractor": extractor}
+    reference = folders(tmp_path / "reference", "bee", "cat")
+    report = generation_metrics(sampler, reference, tmp_path / "out", **options)
+    assert {label for label, _ in sampler.asked} == {1, 2}
+    assert "bee is class 1" in report.provenance["samples"]["balance"]
+    with pytest.raises(CodaError, match="does not know: dog"):
+        generation_metrics(sampler, folders(tmp_path / "other", "bee", "dog"), tmp_path / "refused", **options)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_classes_that_only_one_side_has_are_reported(extractor: Any, tmp_path: Path) -> None:
+    reference, samples = folders(tmp_path / "reference", "bee", "cat"), folders(tmp_path / "samples", "ant", "bee")
+    names = {0: "ant", 1: "bee", 2: "cat"}
+    existing = generation_metrics(samples, reference, tmp_path / "a", extractor=extractor)
+    chosen = generation_metrics(
+        Sampler(), reference, tmp_path / "b", classes=[0, 1], class_names=names, num_images=4, extractor=extractor
+    )
+    for report in (existing, chosen):
+        assert "ant" in report.warnings[0] and "cat" in report.warnings[1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"balance": "even"}, "uniform or drawn"),
+        ({"num_images": 0}, "two samples"),
+        ({"samples": "photographs", "num_images": 1}, "at least two"),
+        ({"reference": "photographs/n02123045", "num_images": 4}, "no labels"),
+        ({"samples": lambda classes, seeds: torch.zeros(1, 3, 8, 8), "num_images": 4}, "expected"),
+    ],
+)
+def test_wrong_requests_are_one_line(
+    wrong: dict[str, Any], message: str, photographs: Path, extractor: Any, tmp_path: Path
+) -> None:
+    options = {"samples": Sampler(), "reference": "photographs", "extractor": extractor} | wrong
+    for side in ("samples", "reference"):
+        if isinstance(options[side], str):
+            options[side] = photographs.parent / options[side].replace("photographs", photographs.name)
+    with pytest.raises(CodaError, match=message) as raised:
+        generation_metrics(out=tmp_path / "out", **options)
+    assert "\n" not in str(raised.value)

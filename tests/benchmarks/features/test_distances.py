@@ -20,7 +20,7 @@ from coda.benchmarks.features.extractors import Features
 pytest.importorskip("torch_fidelity")
 
 
-def test_a_set_is_at_no_distance_from_itself() -> None:
+def test_a_set_has_no_distance_to_itself() -> None:
     features = torch.randn(200, 24)
     stats = Statistics.of(features)
     assert frechet_distance(stats, stats) == pytest.approx(0, abs=1e-6)
@@ -34,7 +34,7 @@ def test_frechet_distance_of_known_normals() -> None:
 
 
 def test_statistics_of_mixed_precision_can_be_compared() -> None:
-    """ADM's files hold float64 or float32, ours are float64; torch-fidelity asserts equal types."""
+    """ADM's files are float64 or float32, ours float64; torch-fidelity requires equal types."""
     features = torch.randn(64, 5)
     ours = Statistics.of(features)
     theirs = Statistics(ours.mu.astype(np.float32), ours.sigma.astype(np.float32))
@@ -73,33 +73,33 @@ def test_kernel_distance_repeats_for_a_seed() -> None:
 
 
 def test_precision_is_about_samples_and_recall_about_the_reference() -> None:
-    """Samples from one of the reference's two clusters: precise, and half of the reference is out of reach."""
+    """Samples from one of the reference's two clusters are precise but cover half of the reference."""
     left, right = torch.randn(100, 2), torch.randn(100, 2) + 100
     found = precision_recall(torch.randn(100, 2), torch.cat([left, right]), seed=0)
     assert found is not None
     assert found.precision > 0.9
     assert 0.3 < found.recall <= 0.5
-    assert found.how == "k = 3, 100 samples, 200 pictures"
+    assert found.how == "k = 3, 100 samples, 200 images"
 
 
-def test_parts_of_a_distance_matrix_change_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_parts_does_not_change_precision_and_recall(monkeypatch: pytest.MonkeyPatch) -> None:
     generated, reference = torch.randn(70, 4), torch.randn(90, 4) + 0.5
     whole = precision_recall(generated, reference, seed=0)
     monkeypatch.setattr(distances, "_DISTANCES_AT_ONCE", 500)
     assert precision_recall(generated, reference, seed=0) == whole
 
 
-def test_of_very_many_pictures_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distances, "_NEIGHBOURHOOD_PICTURES", 60)
+def test_very_many_images_are_subsampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distances, "_NEIGHBORHOOD_IMAGES", 60)
     generated, reference = torch.randn(40, 4), torch.randn(500, 4)
     found = precision_recall(generated, reference, seed=1)
-    assert found is not None and found.how == "k = 3, 40 samples, 60 pictures"
+    assert found is not None and found.how == "k = 3, 40 samples, 60 images"
     assert found == precision_recall(generated, reference, seed=1)
     assert found != precision_recall(generated, reference, seed=2)
 
 
-def test_precision_holds_a_part_of_the_distances(mebibytes: Callable[..., float]) -> None:
-    """12,000 pictures: 550 MiB for all their distances, of which torch-fidelity would hold several copies."""
+def test_precision_holds_a_part_of_the_distance_matrix(mebibytes: Callable[..., float]) -> None:
+    """12,000 images: 550 MiB for all distances, of which torch-fidelity would hold several copies."""
     prepare = """
 from coda.benchmarks.features.distances import precision_recall
 precision_recall(torch.randn(10, 8), torch.randn(10, 8), 0)
@@ -108,7 +108,7 @@ generated, reference = torch.randn(100, 8), torch.randn(12_000, 8)
     assert mebibytes(prepare, "precision_recall(generated, reference, 0)") < 550
 
 
-def test_too_few_pictures_for_precision() -> None:
+def test_too_few_images_for_precision() -> None:
     assert precision_recall(torch.randn(3, 2), torch.randn(50, 2), seed=0) is None
 
 
@@ -119,7 +119,7 @@ def test_classifier_score_of_sure_and_varied_logits_is_the_number_of_classes() -
     assert classifier_score(torch.zeros(100, 4), seed=0).mean == pytest.approx(1)
 
 
-def test_a_set_keeps_what_it_was_given() -> None:
+def test_features_are_collected() -> None:
     parts = [torch.randn(n, 6) for n in (3, 1, 4)]
     gathered = FeatureSet(with_logits=True)
     for part in parts:
@@ -130,7 +130,7 @@ def test_a_set_keeps_what_it_was_given() -> None:
     assert gathered.spatial is None
 
 
-def test_a_set_without_logits_keeps_the_rest() -> None:
+def test_logits_are_dropped_unless_wanted() -> None:
     gathered = FeatureSet()
     gathered.append(Features(torch.ones(2, 3), torch.ones(2, 5), torch.ones(2, 7)))
     assert gathered.logits is None

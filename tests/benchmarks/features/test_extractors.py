@@ -26,7 +26,7 @@ def lite() -> EfficientNetLite0Extractor:
 
 @pytest.fixture(scope="module")
 def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights file of the published shapes: the published weights themselves cannot be had everywhere."""
+    """A weights file with the published shapes: the published weights are not available everywhere."""
     path = tmp_path_factory.mktemp("inception") / INCEPTION_FILE
     torch.save({}, path)
     network = inception.FeatureExtractorInceptionV3
@@ -44,12 +44,12 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "checkpoints"
 
 
-def _pictures(*arrays: np.ndarray) -> torch.Tensor:
+def _images(*arrays: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
 def test_the_offline_extractor_knows_a_cat(lite: EfficientNetLite0Extractor) -> None:
-    found = lite(_pictures(data.chelsea()[:, 60:360]))
+    found = lite(_images(data.chelsea()[:, 60:360]))
     assert found.pooled.shape == (1, 1280)
     assert found.logits is not None and found.logits.shape == (1, 1000)
     assert int(found.logits.argmax()) in {281, 282, 285}  # tabby, tiger cat, Egyptian cat
@@ -57,8 +57,8 @@ def test_the_offline_extractor_knows_a_cat(lite: EfficientNetLite0Extractor) -> 
 
 def test_the_offline_distance_ranks_damage(lite: EfficientNetLite0Extractor) -> None:
     cuts = [data.astronaut()[i : i + 96, j : j + 96] for i in range(0, 400, 150) for j in range(0, 400, 150)]
-    clean = _pictures(*cuts)
-    reference = Statistics.of(lite(clean).pooled[:, :128])  # a part of the features ranks too, and is quick
+    clean = _images(*cuts)
+    reference = Statistics.of(lite(clean).pooled[:, :128])  # a part of the features is quicker
     distances = []
     for spread in (0, 10, 60):
         noisy = (clean + spread * torch.randn(clean.shape)).clamp(0, 255).to(torch.uint8)
@@ -74,13 +74,13 @@ def test_no_figure_of_the_offline_extractor_is_called_fid(lite: EfficientNetLite
 
 def test_inception_gives_pooled_logits_and_spatial_features(random_inception: Path) -> None:
     extractor = InceptionExtractor(random_inception)
-    pictures = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
-    found = extractor(pictures)
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    found = extractor(images)
     assert found.pooled.shape == (2, 2048)
     assert found.logits is not None and found.logits.shape == (2, 1008)
     assert found.spatial is not None and found.spatial.shape == (2, 17 * 17 * 7)
-    # A picture's features are its own, whatever else is in the batch.
-    alone = extractor(pictures[1:])
+    # The features of an image do not depend on the batch.
+    alone = extractor(images[1:])
     torch.testing.assert_close(alone.pooled[0], found.pooled[1], rtol=1e-4, atol=1e-5)
     assert alone.spatial is not None
     torch.testing.assert_close(alone.spatial[0], found.spatial[1], rtol=1e-4, atol=1e-5)
@@ -90,8 +90,8 @@ def test_auto_takes_what_is_there(empty_hub: Path) -> None:
     assert load_extractor("auto", "cpu").name == "efficientnet_lite0"
 
 
-def test_inception_without_weights_says_where_they_belong(empty_hub: Path) -> None:
-    with pytest.raises(CodaError, match="efficientnet_lite0, which needs no download") as raised:
+def test_inception_without_weights_says_where_to_put_them(empty_hub: Path) -> None:
+    with pytest.raises(CodaError, match="use the extractor efficientnet_lite0") as raised:
         load_extractor("inception", "cpu")
     assert str(empty_hub / INCEPTION_FILE) in str(raised.value)
 

@@ -11,34 +11,34 @@ from coda.tokenizer.foundation.errors import CodaError
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.randint(256, (7, 3, 6, 5), dtype=torch.uint8)
 
 
-def test_numpy_reads_what_is_written(pictures: torch.Tensor, tmp_path: Path) -> None:
-    path = write_npz(tmp_path / "samples.npz", pictures.split(3), 7, labels=[1, 2, 3, 4, 5, 6, 7])
+def test_numpy_reads_what_is_written(images: torch.Tensor, tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "samples.npz", images.split(3), 7, labels=[1, 2, 3, 4, 5, 6, 7])
     with np.load(path, allow_pickle=False) as found:
         assert found["arr_0"].dtype == np.uint8
-        assert np.array_equal(found["arr_0"], pictures.permute(0, 2, 3, 1).numpy())
+        assert np.array_equal(found["arr_0"], images.permute(0, 2, 3, 1).numpy())
         assert found["arr_1"].tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_round_trip_in_other_batches(pictures: torch.Tensor, tmp_path: Path) -> None:
-    archive = AdmArchive(write_npz(tmp_path / "samples.npz", [pictures], 7, labels=None))
+def test_round_trip_in_other_batches(images: torch.Tensor, tmp_path: Path) -> None:
+    archive = AdmArchive(write_npz(tmp_path / "samples.npz", [images], 7, labels=None))
     batches = list(archive.batches(2))
     assert [len(batch) for batch in batches] == [2, 2, 2, 1]
-    assert torch.equal(torch.cat(batches), pictures)
+    assert torch.equal(torch.cat(batches), images)
     assert archive.labels is None
 
 
-def test_a_compressed_reference_with_statistics(pictures: torch.Tensor, tmp_path: Path) -> None:
+def test_a_compressed_reference_with_statistics(images: torch.Tensor, tmp_path: Path) -> None:
     path = tmp_path / "reference.npz"
     mu, sigma = np.arange(4, dtype=np.float32), np.eye(4, dtype=np.float64)
-    arrays = {"arr_0": pictures.permute(0, 2, 3, 1).numpy(), "mu": mu, "sigma": sigma, "mu_s": mu[:2]}
+    arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy(), "mu": mu, "sigma": sigma, "mu_s": mu[:2]}
     np.savez_compressed(path, **arrays, sigma_s=np.eye(2))
     archive = AdmArchive(path)
     assert len(archive) == 7
-    assert torch.equal(torch.cat(list(archive.batches(4))), pictures)
+    assert torch.equal(torch.cat(list(archive.batches(4))), images)
     assert archive.pooled_statistics is not None and archive.spatial_statistics is not None
     assert archive.pooled_statistics.mu.tolist() == [0, 1, 2, 3]
     assert archive.spatial_statistics.sigma.shape == (2, 2)
@@ -57,7 +57,7 @@ def test_statistics_alone_are_enough(tmp_path: Path) -> None:
         ({"other": np.zeros(3)}, "holds other; expected"),
         ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, "expected uint8"),
         ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, "expected uint8"),
-        ({"mu": np.zeros(3), "sigma": np.eye(4)}, "do not fit together"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, "do not match"),
         ({"arr_0": np.array([{}, {}], dtype=object)}, "expected uint8"),
     ],
 )
@@ -76,9 +76,9 @@ def test_no_file_and_no_archive(tmp_path: Path) -> None:
         AdmArchive(tmp_path / "text.npz")
 
 
-def test_a_damaged_picture_is_found(tmp_path: Path) -> None:
-    pictures = torch.randint(256, (40, 3, 32, 32), dtype=torch.uint8)
-    path = write_npz(tmp_path / "samples.npz", [pictures], 40, labels=None)
+def test_a_damaged_image_is_found(tmp_path: Path) -> None:
+    images = torch.randint(256, (40, 3, 32, 32), dtype=torch.uint8)
+    path = write_npz(tmp_path / "samples.npz", [images], 40, labels=None)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
@@ -86,9 +86,9 @@ def test_a_damaged_picture_is_found(tmp_path: Path) -> None:
         list(AdmArchive(path).batches(8))
 
 
-def test_an_interrupted_write_leaves_no_file(pictures: torch.Tensor, tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_no_file(images: torch.Tensor, tmp_path: Path) -> None:
     def interrupted():
-        yield pictures
+        yield images
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):

@@ -16,7 +16,7 @@ from coda.tokenizer.foundation.errors import CodaError
 def report() -> Report:
     return Report(
         title="Reconstruction",
-        figures=[Figure("psnr", 21.5, "dB", 1.25, "mean over pictures"), Figure("recall", None, note="too few")],
+        figures=[Figure("psnr", 21.5, "dB", 1.25, "mean over images"), Figure("recall", None, note="too few")],
         tables=[Table("Usage", ("level", "usage %"), [(0, 12.5), ("all", 100.0)])],
         provenance={"seed": 0, "versions": {"torch": "2.13"}, "sides": [1, 2]},
         warnings=["biased: N = 4"],
@@ -34,11 +34,23 @@ def test_json_round_trip(report: Report, tmp_path: Path) -> None:
 
 def test_markdown_says_it_all(report: Report) -> None:
     page = report.to_markdown()
-    assert "| psnr | 21.5 ± 1.25 dB | mean over pictures |" in page
+    assert "| psnr | 21.5 ± 1.25 dB | mean over images |" in page
     assert "| recall | – | too few |" in page
     assert "| all | 100 |" in page
     assert "biased: N = 4" in page
     assert "| versions | torch: 2.13 |" in page
+
+
+def test_foreign_names_are_escaped(tmp_path: Path) -> None:
+    name = "a\x1b[2J\nb\udce9.png"
+    made = Report("R", [Figure("fid", 1.0, note=name)], {"skipped": {"named": [name, "<b>|"]}}, warnings=[name])
+    made.save(tmp_path)
+    page, saved = (tmp_path / "report.md").read_text(), (tmp_path / "report.json").read_text()
+    assert r"a\x1b[2J" in made.to_markdown()
+    assert not {"\x1b", "\udce9"} & {*page, *saved, *made.to_markdown()}
+    assert r"&lt;b>\|" in page
+    assert r"\udce9.png" in json.loads(saved)["provenance"]["skipped"]["named"][0]
+    assert Report.load(tmp_path).to_json() == made.to_json()
 
 
 def test_numbers_that_are_not_finite_are_valid_json(tmp_path: Path) -> None:
@@ -48,7 +60,7 @@ def test_numbers_that_are_not_finite_are_valid_json(tmp_path: Path) -> None:
     assert found["provenance"]["x"] == [None]
 
 
-def test_plots_are_pictures(report: Report, tmp_path: Path) -> None:
+def test_plots_are_saved(report: Report, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
     report.save(tmp_path)

@@ -31,14 +31,14 @@ def test_report_of_tokenizing(small_tokenizer: CodaTokenizer, photographs: Path,
     assert faster == pytest.approx(rates["tokenize-dataset"] / rates["plain loop"])
     assert [row[1] for row in report.tables[0].rows] == [20, 20, 20, 5, 20, 20]
     assert Report.load(out).to_json() == report.to_json()
-    assert not [path for path in out.rglob("*") if path.suffix in (".npy", ".safetensors")]  # nothing is left over
+    assert not [path for path in out.rglob("*") if path.suffix in (".npy", ".safetensors")]  # the caches are removed
 
 
-def test_what_the_machine_would_allow() -> None:
+def test_upper_bound_of_the_rate() -> None:
     assert allowed_rate(300, 100, workers=0, threads=1, cores=2) == pytest.approx(75)
-    assert allowed_rate(300, 100, workers=1, threads=1, cores=2) == pytest.approx(100)  # the slower rules
+    assert allowed_rate(300, 100, workers=1, threads=1, cores=2) == pytest.approx(100)  # the slower one decides
     assert allowed_rate(80, 100, workers=1, threads=1, cores=2) == pytest.approx(80)
-    assert allowed_rate(100, 100, workers=2, threads=2, cores=2) == pytest.approx(50)  # both want both cores
+    assert allowed_rate(100, 100, workers=2, threads=2, cores=2) == pytest.approx(50)  # both need both cores
     assert allowed_rate(100, 100, workers=2, threads=0, cores=2) == pytest.approx(100)  # an accelerator encodes
 
 
