@@ -1,11 +1,11 @@
-"""Which cells are masked: at random in training, fewer and fewer in sampling, and in which order.
+"""Which cells are masked: at random in training, fewer with every step in sampling; and the order of filling them.
 
-B pictures · T cells of all levels · n cells of one level · L levels · K codes; the integer K is the mask
+B images · T cells of all levels · n cells of one level · L levels · K codes; the integer K is the mask
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -17,31 +17,29 @@ from .schedules import mask_ratio
 
 @dataclass(frozen=True)
 class TrainingDraw:
-    """All that one training step draws at random, for B pictures.
+    """All random choices of one training step, for B images.
 
     Attributes:
-        masked: (B, T) bool, the cells to predict; at least one per level and picture.
-        corrupted: (B, T) bool, the cells that lie to the prefix latent.
-        donors: (B,) int64, the picture whose codes stand at the corrupted cells.
-        unconditional: (B,) bool, the pictures whose class is withheld.
+        masked: (B, T) bool, the cells to predict; at least one per level and image.
+        corrupted: (B, T) bool, the cells whose code is replaced before the prefix latent is computed.
+        source_images: (B,) int64, the image whose codes replace the corrupted ones.
+        unconditional: (B,) bool, the images whose class is dropped.
     """
 
     masked: torch.Tensor
     corrupted: torch.Tensor
-    donors: torch.Tensor
+    source_images: torch.Tensor
     unconditional: torch.Tensor
 
     def rows(self, first: int, last: int) -> TrainingDraw:
-        """The part of the pictures [first, last), its donors counted among them."""
+        """The images [first, last); their source images are among them."""
         part = slice(first, last)
-        donors = self.donors[part] % (last - first)
-        return TrainingDraw(self.masked[part], self.corrupted[part], donors, self.unconditional[part])
+        sources = self.source_images[part] % (last - first)
+        return TrainingDraw(self.masked[part], self.corrupted[part], sources, self.unconditional[part])
 
     def to(self, device: torch.device) -> TrainingDraw:
         """The same draw on a device."""
-        return TrainingDraw(
-            *(part.to(device) for part in (self.masked, self.corrupted, self.donors, self.unconditional))
-        )
+        return TrainingDraw(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def draw_training(
@@ -52,16 +50,16 @@ def draw_training(
     corruption: float = 0.0,
     class_dropout: float = 0.0,
 ) -> TrainingDraw:
-    """Draw what a training step needs; the same generator state gives the same draw on any machine.
+    """Draw the random choices of a training step; the same generator state gives the same draw on any machine.
 
     Args:
         layout: Layout of the codes.
         batch_size: B.
         generator: A CPU generator.
-        mask_schedule: Schedule of `mask_ratio`; each level of each picture draws its own ratio.
-        corruption: Largest share of a picture's cells that lie to the prefix latent; each picture draws its share
-            uniformly below it, so that clean prefixes are seen too.
-        class_dropout: Probability that a picture's class is withheld.
+        mask_schedule: Schedule of `mask_ratio`; each level of each image draws its own ratio.
+        corruption: Largest share of an image's codes that are corrupted; each image draws its share uniformly below
+            it, so that clean prefixes occur too.
+        class_dropout: Probability that an image's class is dropped.
     """
     noise = torch.rand(batch_size, layout.num_tokens, generator=generator)
     ratios = mask_ratio(torch.rand(batch_size, layout.num_levels, generator=generator), mask_schedule)
@@ -73,9 +71,9 @@ def draw_training(
         masked.append(ranks < count)
     share = corruption * torch.rand(batch_size, 1, generator=generator)
     corrupted = torch.rand(batch_size, layout.num_tokens, generator=generator) < share
-    donors = torch.randperm(batch_size, generator=generator)
+    source_images = torch.randperm(batch_size, generator=generator)
     unconditional = torch.rand(batch_size, generator=generator) < class_dropout
-    return TrainingDraw(torch.cat(masked, dim=1), corrupted, donors, unconditional)
+    return TrainingDraw(torch.cat(masked, dim=1), corrupted, source_images, unconditional)
 
 
 def masked_after_step(unfilled: torch.Tensor, steps: int, mask_schedule: str = "cosine") -> torch.Tensor:
@@ -87,22 +85,22 @@ def masked_after_step(unfilled: torch.Tensor, steps: int, mask_schedule: str = "
         mask_schedule: Schedule of `mask_ratio`.
 
     Returns:
-        (steps, B) int64: floor(unfilled · ratio), but at least one fewer with every step as long as any are left; the
+        (steps, B) int64: floor(unfilled · ratio), but every step fills at least one cell as long as any is masked; the
         last row is 0.
     """
     step = torch.arange(steps, device=unfilled.device)[:, None]
     ratio = mask_ratio((step + 1).double() / steps, mask_schedule)
-    by_law = (unfilled * ratio).floor().long()
-    return ((by_law + step).cummin(dim=0).values - step).clamp(min=0)
+    scheduled = (unfilled * ratio).floor().long()
+    return ((scheduled + step).cummin(dim=0).values - step).clamp(min=0)
 
 
 @lru_cache(maxsize=64)
-def halton_order(side: Side) -> torch.Tensor:
-    """Order in which the Halton sequence (bases 2 and 3) visits the cells of a side: a permutation, (h·w,) int64.
+def halton_order(grid: Side) -> torch.Tensor:
+    """Order in which the Halton sequence (bases 2 and 3) visits the cells of a grid: a permutation, (h·w,) int64.
 
-    Neighbours in the order are far apart on the grid (Halton-MaskGIT, arXiv 2503.17076, Section 3.2).
+    Neighbors in the order are far apart on the grid (Halton-MaskGIT, arXiv 2503.17076, Section 3.2).
     """
-    h, w = side
+    h, w = grid
     order: dict[int, None] = {}
     index = 0
     while len(order) < h * w:
@@ -112,7 +110,7 @@ def halton_order(side: Side) -> torch.Tensor:
 
 
 def _radical_inverse(index: int, base: int) -> float:
-    """Digits of `index` mirrored at the point: the van der Corput sequence in [0, 1)."""
+    """Digits of `index` mirrored at the radix point: the van der Corput sequence in [0, 1)."""
     value, weight = 0.0, 1.0 / base
     while index:
         index, digit = divmod(index, base)

@@ -1,6 +1,6 @@
-"""What a training step minimises: cross-entropy at masked cells, in chunks.
+"""The training objective: cross-entropy at masked cells, in chunks.
 
-B pictures · T cells of all levels · M masked cells · L levels · K codes · D hidden width
+B images · T cells of all levels · M masked cells · L levels · K codes · D hidden width
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from coda.tokenizer.quantizer.resampling import prefix_latents
 from .masking import TrainingDraw
 from .transformer import MaskGitTransformer
 
-# Logits that the loss holds at once: rows × K float32, 32 MiB.
-LOGITS_AT_ONCE = 1 << 23
+LOGITS_AT_ONCE = 1 << 23  # rows × K of one chunk: 32 MiB in float32
 
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """What one batch costs.
+    """Loss of one batch.
 
     Attributes:
-        loss: Scalar with gradient: mean over levels of the mean cross-entropy (nats) at their masked cells.
-        level_losses: (L,) the mean cross-entropy of each level, without gradient.
+        loss: Scalar with gradient: the mean of `level_losses`.
+        level_losses: (L,) mean cross-entropy (nats) at the masked cells of each level, without gradient.
     """
 
     loss: torch.Tensor
@@ -34,27 +33,27 @@ class ObjectiveOutput:
 
 
 class MaskedCodeObjective(nn.Module):
-    """The transformer with its loss: one module, so that data parallelism sees everything that has a gradient."""
+    """The transformer with its loss as one module, so that processes average all gradients."""
 
     def __init__(self, transformer: MaskGitTransformer) -> None:
         super().__init__()
         self.transformer = transformer
 
     def forward(self, codes: torch.Tensor, labels: torch.Tensor, draw: TrainingDraw) -> ObjectiveOutput:
-        """All levels of every picture in one packed pass.
+        """Loss of all levels of every image, in one packed pass.
 
         Args:
             codes: (B, T) int64, the true codes.
-            labels: (B,) int64; -1 is no class.
-            draw: What is masked, corrupted and withheld, on the device of `codes`.
+            labels: (B,) int64; -1 stands for no class.
+            draw: The random choices, on the device of `codes`.
         """
         model, layout = self.transformer, self.transformer.layout
         none = model.class_embedding.num_embeddings - 1
         labels = torch.where(draw.unconditional | (labels < 0), none, labels)
         with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
-            # A lie is the code of another picture at the same cell, so that every level keeps its own distribution.
-            told = torch.where(draw.corrupted, codes[draw.donors], codes)
-            prefixes = prefix_latents(told, layout, model.value_table.float())[:-1]
+            # Corrupt with another image's code at the same cell: each level keeps its own distribution of codes.
+            corrupted_codes = torch.where(draw.corrupted, codes[draw.source_images], codes)
+            prefixes = prefix_latents(corrupted_codes, layout, model.value_table.float())[:-1]
         features = model(codes.masked_fill(draw.masked, layout.codebook_size), prefixes, labels).features
 
         cells_per_level = [h * w for h, w in layout.sides]
@@ -76,21 +75,21 @@ def chunked_cross_entropy(
     weights: torch.Tensor,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted cross-entropy of a linear head without ever holding all logits.
+    """Weighted cross-entropy of a linear head that never holds all logits.
 
-    Forward makes the logits of a chunk of rows, their loss *and* their gradients (softmax − one-hot is at hand), then
-    forgets them: the work of the dense form, and beside the gradients only one chunk of memory. That is how fused
-    losses for large vocabularies do it (Liger, arXiv 2410.10989, Section 3.2).
+    The forward pass computes the logits of a chunk of rows, their loss *and* their gradients (softmax − one-hot), then
+    frees them: the work of the dense form in the memory of one chunk, as in fused losses for large vocabularies (Liger,
+    arXiv 2410.10989, Section 3.2).
 
     Args:
         features: (M, D).
         head: (K, D).
         targets: (M,) int64 in [0, K).
-        weights: (M,) float32, what each row counts; no gradient flows to them.
+        weights: (M,) float32, weight of each row, without gradient.
         logits_at_once: Rows × K of one chunk.
 
     Returns:
-        Σ weight · cross-entropy, a float32 scalar, and the cross-entropy (M,) of each row, without gradient.
+        Σ weight · cross-entropy, a float32 scalar; and the cross-entropy of each row, (M,), without gradient.
     """
     loss, rows = _ChunkedCrossEntropy.apply(features, head, targets, weights, logits_at_once)
     return loss, rows
@@ -108,14 +107,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weights: torch.Tensor,
         logits_at_once: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss, and gradients for `backward` where any are wanted."""
-        learns = any(ctx.needs_input_grad[:2])
+        """The losses, and the gradients for `backward` if any are needed."""
+        differentiable = any(ctx.needs_input_grad[:2])
         kind = features.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
         rows = max(1, logits_at_once // len(head))
         losses = torch.empty(len(targets), dtype=torch.float32, device=features.device)
-        d_features = torch.empty_like(features) if learns else None
-        d_head = torch.zeros_like(head, dtype=torch.float32) if learns else None
+        d_features = torch.empty_like(features) if differentiable else None
+        d_head = torch.zeros_like(head, dtype=torch.float32) if differentiable else None
         with torch.autocast(kind, enabled=False):
             table = head.to(dtype)
             for first in range(0, len(targets), rows):
@@ -136,6 +135,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Scale what forward prepared."""
+        """Scale the gradients that `forward` computed."""
         d_features, d_head = ctx.saved_tensors
         return d_features * grad[0], (d_head * grad[0]).to(ctx.head_dtype), None, None, None

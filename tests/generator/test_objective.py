@@ -12,8 +12,8 @@ from coda.tokenizer.quantizer.resampling import prefix_latents
 K = 24
 
 
-def make():
-    torch.manual_seed(0)
+@pytest.fixture
+def model():
     model = MaskGitTransformer([1, 2, 3], K, latent_channels=3, num_classes=4, hidden_size=16, depth=1, num_heads=2)
     model.set_value_table(torch.randn(K, 3))
     torch.nn.init.normal_(model.blocks[0].modulation.up.weight)
@@ -21,12 +21,21 @@ def make():
     return model
 
 
-def nothing_drawn(batch, layout, **changed):
+@pytest.fixture
+def batch(model):
+    """Codes, labels and random choices of eight images."""
+    codes = torch.randint(0, K, (8, model.layout.num_tokens))
+    draw = draw_training(model.layout, 8, torch.Generator().manual_seed(1), class_dropout=0.5)
+    return codes, torch.randint(0, 4, (8,)), draw
+
+
+def all_masked(layout, **changed):
+    """Random choices for two images, as far as they are not given."""
     parts = dict(
-        masked=torch.ones(batch, layout.num_tokens, dtype=torch.bool),
-        corrupted=torch.zeros(batch, layout.num_tokens, dtype=torch.bool),
-        donors=torch.arange(batch).flip(0),
-        unconditional=torch.zeros(batch, dtype=torch.bool),
+        masked=torch.ones(2, layout.num_tokens, dtype=torch.bool),
+        corrupted=torch.zeros(2, layout.num_tokens, dtype=torch.bool),
+        source_images=torch.tensor([1, 0]),
+        unconditional=torch.zeros(2, dtype=torch.bool),
     )
     return TrainingDraw(**(parts | changed))
 
@@ -66,14 +75,11 @@ def test_memory_is_that_of_a_chunk(mebibytes):
     assert mebibytes(PREPARE, "step(65_536, 1_024, 65_536 * 1_024)") > dense
 
 
-def test_the_loss_is_the_mean_over_levels_at_masked_cells():
-    model = make()
-    layout = model.layout
-    codes, labels = torch.randint(0, K, (6, layout.num_tokens)), torch.randint(0, 4, (6,))
-    draw = draw_training(layout, 6, torch.Generator().manual_seed(0))
+def test_the_loss_is_the_mean_over_levels_at_masked_cells(model, batch):
+    layout, (codes, labels, draw) = model.layout, batch
     cost = MaskedCodeObjective(model)(codes, labels, draw)
 
-    inputs = torch.where(draw.masked, K, codes)
+    inputs, labels = torch.where(draw.masked, K, codes), torch.where(draw.unconditional, 4, labels)
     features = model(inputs, prefix_latents(codes, layout, model.value_table)[:-1], labels).features
     each = F.cross_entropy(model.logits(features).flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)
     levels = []
@@ -86,46 +92,36 @@ def test_the_loss_is_the_mean_over_levels_at_masked_cells():
 
 
 @torch.no_grad()
-def test_a_lie_changes_what_later_levels_see_and_no_target():
-    model = make()
+def test_corruption_changes_the_prefixes_of_later_levels_and_no_target(model):
     layout, objective = model.layout, MaskedCodeObjective(model)
     codes, labels = torch.randint(0, K, (2, layout.num_tokens)), torch.tensor([0, 1])
-    honest = objective(codes, labels, nothing_drawn(2, layout)).level_losses
-    lie = torch.zeros(2, layout.num_tokens, dtype=torch.bool)
-    lie[:, layout.offsets[1] : layout.offsets[2]] = True
-    lied = objective(codes, labels, nothing_drawn(2, layout, corrupted=lie)).level_losses
-    assert torch.equal(lied[:2], honest[:2])
-    assert lied[2] != honest[2]
+    clean = objective(codes, labels, all_masked(layout)).level_losses
+    corrupted = torch.zeros(2, layout.num_tokens, dtype=torch.bool)
+    corrupted[:, layout.offsets[1] : layout.offsets[2]] = True
+    other = objective(codes, labels, all_masked(layout, corrupted=corrupted)).level_losses
+    assert torch.equal(other[:2], clean[:2])
+    assert other[2] != clean[2]
 
 
 @torch.no_grad()
-def test_a_withheld_class_and_no_class_are_the_same():
-    model = make()
+def test_a_dropped_class_and_no_class_are_the_same(model):
     objective, layout = MaskedCodeObjective(model), model.layout
-    codes = torch.randint(0, K, (2, layout.num_tokens))
-    withheld = nothing_drawn(2, layout, unconditional=torch.ones(2, dtype=torch.bool))
-    a = objective(codes, torch.tensor([0, 3]), withheld).loss
-    b = objective(codes, torch.tensor([-1, -1]), nothing_drawn(2, layout)).loss
-    assert a == b
-    assert a != objective(codes, torch.tensor([0, 3]), nothing_drawn(2, layout)).loss
+    codes, labels = torch.randint(0, K, (2, layout.num_tokens)), torch.tensor([0, 3])
+    dropped = objective(codes, labels, all_masked(layout, unconditional=torch.ones(2, dtype=torch.bool))).loss
+    assert dropped == objective(codes, torch.tensor([-1, -1]), all_masked(layout)).loss
+    assert dropped != objective(codes, labels, all_masked(layout)).loss
 
 
-def test_every_parameter_learns():
-    model = make()
-    codes, labels = torch.randint(0, K, (8, model.layout.num_tokens)), torch.randint(0, 4, (8,))
-    draw = draw_training(model.layout, 8, torch.Generator().manual_seed(1), class_dropout=0.5)
-    MaskedCodeObjective(model)(codes, labels, draw).loss.backward()
+def test_every_parameter_learns(model, batch):
+    MaskedCodeObjective(model)(*batch).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
-def test_mixed_precision_is_near():
-    model = make()
-    codes, labels = torch.randint(0, K, (8, model.layout.num_tokens)), torch.randint(0, 4, (8,))
-    draw = draw_training(model.layout, 8, torch.Generator().manual_seed(1))
+def test_mixed_precision_is_close(model, batch):
     objective = MaskedCodeObjective(model)
-    full = objective(codes, labels, draw).loss
+    full = objective(*batch).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = objective(codes, labels, draw).loss
+        mixed = objective(*batch).loss
     mixed.backward()
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, full, atol=0.1, rtol=0.02)

@@ -1,4 +1,4 @@
-"""The losses of both trainings, as pure functions of tensors.
+"""Losses of `train_vae` and `adapt`, as pure functions of tensors.
 
 Shapes: images and reconstructions (B, 3, H, W), [-1, 1] (reconstructions not clamped); latents (B, C, h, w).
 """
@@ -16,11 +16,11 @@ from .perceptual import LiteFeatures, perceptual_loss
 
 @dataclass(frozen=True)
 class ReconstructionLoss:
-    """How far reconstructions are from their images.
+    """Difference between reconstructions and images.
 
     Attributes:
         total: The weighted sum, a scalar with gradients.
-        l1, l2, perceptual: Its parts before weighting, scalars without gradients.
+        l1, l2, perceptual: The terms before weighting, scalars without gradients.
     """
 
     total: torch.Tensor
@@ -37,29 +37,29 @@ def reconstruction_loss(
     l2_weight: float,
     perceptual_weight: float,
 ) -> ReconstructionLoss:
-    """Mean absolute, mean squared and perceptual distance; `features` may be None where the last weighs nothing."""
+    """Mean absolute, mean squared and perceptual loss; without the last (weight 0), `features` may be None."""
     l1 = F.l1_loss(reconstructions, images)
     l2 = F.mse_loss(reconstructions, images)
     perceptual = torch.zeros_like(l1)
     if perceptual_weight:
-        assert features is not None, "a perceptual loss needs a network that looks"
+        assert features is not None, "a perceptual loss needs features"
         perceptual = perceptual_loss(features, reconstructions, images)
     total = l1_weight * l1 + l2_weight * l2 + perceptual_weight * perceptual
     return ReconstructionLoss(total, l1.detach(), l2.detach(), perceptual.detach())
 
 
 def kl_loss(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
-    """KL divergence of N(mean, exp logvar) from N(0, 1), nats per latent element: a scalar."""
+    """KL divergence of N(mean, exp logvar) from N(0, 1), in nats per latent element: a scalar."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
 def hinge_discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """What the discriminator lowers: logits of photographs above 1, of reconstructions below -1."""
+    """Loss of the discriminator: 0 if all logits of images are above 1, of reconstructions below -1."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def hinge_generator_loss(fake: torch.Tensor) -> torch.Tensor:
-    """What the tokenizer lowers: the negated logits of its reconstructions."""
+    """Adversarial loss of the tokenizer: the negated mean logit of its reconstructions."""
     return -fake.mean()
 
 
@@ -73,15 +73,15 @@ def adaptive_weight(
     """Weight that makes the adversarial loss as strong as the reconstruction loss at the decoder's last layer.
 
     VQGAN's λ = |∂L_rec/∂W| / (|∂L_adv/∂W| + 1e-4) with W the weight of the *last* layer (Esser et al., 2021, Eq 7).
-    The layer may be frozen, as it is under LoRA: its weight's gradients are made here from the gradients at its
-    output, and the rest of the decoder is not run backwards for them.
+    The layer may be frozen, as with LoRA: the gradients of its weight are computed here from the gradients at its
+    output, without a backward pass through the rest of the decoder.
 
     Args:
         last_layer: The decoder's last convolution or linear layer.
-        layer_input: What it was given.
+        layer_input: Its input.
         reconstruction_gradient: ∂L_rec/∂(its output).
         adversarial_gradient: ∂L_adv/∂(its output).
-        maximum: Of the weight.
+        maximum: Largest weight.
 
     Returns:
         A scalar without gradients.

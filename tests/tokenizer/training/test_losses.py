@@ -41,26 +41,26 @@ def test_adaptive_weight_equals_autograd_on_the_last_layer(kind: str) -> None:
     losses = (gave.square().mean(), gave.sin().mean())
     norms = [torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in losses]
     gradients = [torch.autograd.grad(loss, gave, retain_graph=True)[0] for loss in losses]
-    last.requires_grad_(False)  # as under LoRA
+    last.requires_grad_(False)  # as with LoRA
     weight = adaptive_weight(last, given, *gradients)
     torch.testing.assert_close(weight, norms[0] / (norms[1] + 1e-4))
     assert not weight.requires_grad
 
 
-def test_adaptive_weight_is_bounded_where_the_discriminator_is_silent() -> None:
+def test_adaptive_weight_is_bounded_if_the_adversarial_gradient_is_zero() -> None:
     last, given = nn.Conv2d(2, 3, 1), torch.randn(1, 2, 4, 4)
-    silent = torch.zeros(1, 3, 4, 4)
-    assert float(adaptive_weight(last, given, torch.ones(1, 3, 4, 4) * 1e3, silent, maximum=7.0)) == 7.0
+    zero = torch.zeros(1, 3, 4, 4)
+    assert float(adaptive_weight(last, given, torch.ones(1, 3, 4, 4) * 1e3, zero, maximum=7.0)) == 7.0
 
 
-def test_the_discriminator_learns_to_tell_and_judges_pictures_one_by_one() -> None:
+def test_the_discriminator_learns_and_sees_each_image_alone() -> None:
     torch.manual_seed(0)
-    critic = PatchDiscriminator(width=16, depth=2)
-    optimizer = torch.optim.AdamW(critic.parameters(), lr=2e-3)
+    discriminator = PatchDiscriminator(width=16, depth=2)
+    optimizer = torch.optim.AdamW(discriminator.parameters(), lr=2e-3)
     ramp = torch.linspace(-1, 1, 32).expand(4, 3, 32, 32)
     losses = []
     for _ in range(15):
-        real, fake = critic(torch.cat([ramp, ramp + 0.3 * torch.randn(4, 3, 32, 32)])).chunk(2)
+        real, fake = discriminator(torch.cat([ramp, ramp + 0.3 * torch.randn(4, 3, 32, 32)])).chunk(2)
         loss = hinge_discriminator_loss(real, fake)
         optimizer.zero_grad()
         loss.backward()
@@ -68,4 +68,4 @@ def test_the_discriminator_learns_to_tell_and_judges_pictures_one_by_one() -> No
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
     pair = torch.rand(2, 3, 32, 32) * 2 - 1
-    torch.testing.assert_close(critic(pair)[:1], critic(pair[:1]))
+    torch.testing.assert_close(discriminator(pair)[:1], discriminator(pair[:1]))

@@ -22,7 +22,7 @@ def photographs(shared_data: Path) -> torch.Tensor:
     return torch.stack([to_unit(decode_image(source.read(i), 256)) for i in range(0, 800, 50)])
 
 
-def test_photographs_are_recognised(features: LiteFeatures, shared_data: Path, photographs: torch.Tensor) -> None:
+def test_photographs_are_recognized(features: LiteFeatures, shared_data: Path, photographs: torch.Tensor) -> None:
     source = open_images(shared_data / "imagenet-sample-256")
     labels = torch.tensor([source.label(i) for i in range(0, 800, 50)])
     assert source.num_classes == len(imagenet_classes())
@@ -39,13 +39,8 @@ def test_the_network_is_frozen_and_stays_in_evaluation_mode(features: LiteFeatur
 
 def test_maps_halve_and_pooled_features_have_their_width(features: LiteFeatures) -> None:
     images = torch.rand(2, 3, 64, 96) * 2 - 1
-    assert [tuple(m.shape[1:]) for m in features.maps(images)] == [
-        (16, 32, 48),
-        (24, 16, 24),
-        (40, 8, 12),
-        (112, 4, 6),
-        (320, 2, 3),
-    ]
+    sizes = [(16, 32, 48), (24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)]
+    assert [tuple(m.shape[1:]) for m in features.maps(images)] == sizes
     assert features.pooled(images).shape == (2, 1280)
     assert features.logits(images).shape == (2, 1000)
 
@@ -59,7 +54,7 @@ def test_the_loss_ranks_distortions(features: LiteFeatures, photographs: torch.T
     assert distances[0] < distances[1] < distances[2]
 
 
-def test_gradients_reach_the_images_alone(features: LiteFeatures) -> None:
+def test_gradients_reach_the_images_only(features: LiteFeatures) -> None:
     images, targets = (torch.rand(1, 3, 32, 32).requires_grad_() for _ in range(2))
     perceptual_loss(features, images, targets).backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
