@@ -52,6 +52,12 @@ def shared_reference() -> Path:
 
 
 @pytest.fixture(scope="session")
+def content() -> Callable[[Path], dict[str, bytes]]:
+    """Reads all files of a folder, by relative path."""
+    return lambda folder: {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="session")
 def mebibytes() -> Callable[..., float]:
     """`mebibytes(prepare, code, *words)`: what `code` takes above what `prepare` took, in a process of its own.
 
