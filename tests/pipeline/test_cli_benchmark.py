@@ -1,0 +1,92 @@
+"""`coda benchmark` on a pipeline small enough to be made in a moment: its classes are cats, dogs, golden fish."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from coda.pipeline.cli.cli import main
+from coda.pipeline.coda_pipeline import CodaPipeline
+
+pytest.importorskip("torch_fidelity")
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline: CodaPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    pipeline.save_pretrained(folder / "pipeline")
+    pipeline.tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def folders(root: str, *names: str) -> str:
+    for i, name in enumerate(names):
+        Path(root, name).mkdir(parents=True)
+        for j in range(2):
+            Image.linear_gradient("L").resize((16, 16)).rotate(90 * j).convert("RGB").save(
+                Path(root, name, f"{i}{j}.png")
+            )
+    return root
+
+
+def report(folder: str) -> dict[str, Any]:
+    return json.loads(Path(folder, "report.json").read_text())
+
+
+def test_gfid_samples_the_references_classes(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["benchmark", "gfid", "--model", str(saved / "pipeline"), "--num-images", "4", "--out", "g"]
+    assert main([*words, "--reference", folders("some", "golden fish", "cats")]) == 0
+    assert "cats is class 0, golden fish is class 2" in report("g")["provenance"]["samples"]["balance"]
+    for unknown in ("birds", "horses"):  # never seen, and no class at all
+        assert main([*words[:-1], "refused", "--reference", folders(unknown, "cats", unknown)]) == 1
+        assert unknown in capsys.readouterr().err
+    assert not Path("refused").exists()
+
+
+def test_gfid_measures_what_sample_made(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--model", str(saved / "pipeline"), "--class", "0,1", "--num", "2", "--out", "s"]) == 0
+    words = ["benchmark", "gfid", "--samples", "s", "--reference", folders("some", "cats", "dogs")]
+    assert main([*words, "--out", "g"]) == 0
+    assert report("g")["provenance"]["samples"]["n"] == 4  # without grid.png
+    listing = Path("s/samples.json").read_text()
+    Path("s/samples.json").write_text(listing.replace("0-cats-seed0.png", "../some/cats/00.png"))
+    assert main([*words, "--out", "h"]) == 1
+    assert "samples.json" in capsys.readouterr().err
+
+
+def test_speed_of_each_part(saved: Path) -> None:
+    fast = ["--repeats", "1"]
+    tokenizer = str(saved / "tokenizer")
+    assert main(["benchmark", "speed", "--shapes", "small", "--out", "q", *fast]) == 0
+    assert (
+        main(
+            [
+                "benchmark",
+                "speed-tokenize",
+                "--tokenizer",
+                tokenizer,
+                "--data",
+                folders("d", "a", "b"),
+                "--out",
+                "t",
+                *fast,
+            ]
+        )
+        == 0
+    )
+    assert main(["benchmark", "speed-sample", "--model", str(saved / "pipeline"), "--out", "s", *fast]) == 0
+    assert main(["benchmark", "speed-sample", "--tokenizer", tokenizer, "--out", "e", *fast]) == 0
+    names = {folder: [figure["name"] for figure in report(folder)["figures"]] for folder in "qtse"}
+    assert "small: tiled step, times faster than dense" in names["q"]
+    assert "times faster than the plain loop" in names["t"]
+    assert names["s"] == ["encode rate", "decode rate", "sampling rate"]
+    assert names["e"] == ["encode rate", "decode rate"]
