@@ -205,21 +205,21 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):  # type: igno
         """Features (…, D) as logits (…, K) float32; the head is the code embedding."""
         return F.linear(features, self.code_embedding.weight.to(features.dtype)).float()
 
-    def predictor(self, class_labels: torch.Tensor) -> Predict:
-        """What `sample_codes` asks: logits for chosen cells of one level, for pictures of these classes.
+    def predictor(self, class_labels: Sequence[int | None]) -> Predict:
+        """The function that `sample_codes` calls: logits for chosen cells of one level, for images of these classes.
 
-        Guidance runs the model on both halves and mixes *features*: the head is linear, so that is the same as mixing
-        logits and makes them once.
+        Guidance runs the model with and without classes and mixes *features*: the head is linear, so that equals mixing
+        logits, which are computed once.
 
         Args:
-            class_labels: (B,) int64 in [0, num_classes]; num_classes is no class.
+            class_labels: B classes in [0, num_classes); None is no class.
         """
         none = self.class_embedding.num_embeddings - 1
-        if bool(((class_labels < 0) | (class_labels > none)).any()):
-            raise CodaError(
-                f"classes {class_labels.tolist()}: this generator knows 0 to {none - 1}, {none} is no class"
-            )
-        labels = class_labels.to(self.level_embedding.weight.device)
+        for label in class_labels:
+            if label is not None and not 0 <= label < none:
+                raise CodaError(f"class {label} does not exist: this generator has {none} classes, numbered from 0")
+        indices = [none if label is None else int(label) for label in class_labels]
+        labels = torch.tensor(indices, device=self.level_embedding.weight.device)
         without = torch.full_like(labels, none)
 
         def predict(

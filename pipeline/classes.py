@@ -11,17 +11,19 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral
-from typing import Any, NoReturn
+from typing import Any
 
-from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.errors import CodaError, shown
+from coda.tokenizer.foundation.progress import log_info
 from coda.tokenizer.images import imagenet
 
 _WNID = re.compile(r"n\d{8}")
+_NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})")  # "007" is a name, not the number 7
 
 
 @dataclass(frozen=True)
 class ImageClass:
-    """One class: its index, its WordNet id where it has one, and its names, the usual one first."""
+    """One class: its index, its WordNet id if it has one, and its names, the usual one first."""
 
     index: int
     wnid: str | None
@@ -29,11 +31,11 @@ class ImageClass:
 
     @property
     def name(self) -> str:
-        """The usual name, or the index where there is none."""
+        """The usual name, or the index if there is none."""
         return self.names[0] if self.names else str(self.index)
 
     def __str__(self) -> str:
-        return f'"{self.name}" ({self.wnid or self.index})' if self.names else str(self.index)
+        return f'"{shown(self.name)}" ({self.wnid or self.index})' if self.names else str(self.index)
 
 
 @cache
@@ -43,11 +45,11 @@ def imagenet_classes() -> tuple[ImageClass, ...]:
 
 
 class ClassTable:
-    """The classes a model knows, and the words that find them.
+    """The classes a model knows, found by index, WordNet id or name.
 
     Args:
         classes: One entry per class, in the order of the indices.
-        seen: Indices that the model was trained on; None for all. Others exist but are refused.
+        seen: Indices that the model was trained on; None for all. Others are refused.
     """
 
     def __init__(self, classes: Sequence[ImageClass], seen: Collection[int] | None = None) -> None:
@@ -66,25 +68,20 @@ class ClassTable:
     def of_model(
         cls, num_classes: int, class_names: Sequence[str] | None = None, seen: Collection[int] | None = None
     ) -> ClassTable:
-        """The table of a model with `num_classes` classes.
+        """The table of a model.
 
         Args:
             num_classes: Indices are in [0, num_classes).
-            class_names: One name (or WordNet id) per index. Without any, 1,000 classes are ImageNet's, and so are
-                fewer whose labels are ImageNet's indices, as image sources without names give them.
+            class_names: One name or WordNet id per index; classes without a name are found by index only.
             seen: Indices that the model was trained on; None for all.
         """
-        imagenet = imagenet_classes()
-        if class_names is None:
-            unnamed = (ImageClass(index, None, ()) for index in range(len(imagenet), num_classes))
-            return cls([*imagenet[:num_classes], *unnamed], seen)
-        of_wnid = {entry.wnid: entry for entry in imagenet}
+        of_wnid = {entry.wnid: entry for entry in imagenet_classes()}
+        names = [*(class_names or ())][:num_classes]
         classes = []
-        for index in range(num_classes):
-            name = class_names[index] if index < len(class_names) else ""
+        for index, name in enumerate([*names, *[""] * (num_classes - len(names))]):
             known = of_wnid.get(name)
-            names = known.names if known else tuple(part.strip() for part in name.split(",") if part.strip())
-            classes.append(ImageClass(index, name if known else None, names))
+            parts = known.names if known else tuple(part.strip() for part in name.split(",") if part.strip())
+            classes.append(ImageClass(index, name if known else None, parts))
         return cls(classes, seen)
 
     def __len__(self) -> int:
@@ -94,36 +91,38 @@ class ClassTable:
         return self.classes[index]
 
     def find(self, word: int | str) -> int:
-        """The index of the class that `word` means.
+        """The index of a class.
 
         Args:
-            word: An index (207 or "207"), a WordNet id ("n02099601") or a name ("golden retriever"), in any case.
+            word: An index (207 or "207"), a WordNet id ("n02099601") or a name ("golden retriever"), in any case. A
+                number is an index; only a number that is out of range may be a name.
 
         Raises:
-            CodaError: There is no such class (the message has the nearest names), several have that name, or the
-                model has never seen it.
+            CodaError: If there is no such class (the message has the nearest names), several have that name,
+                or the model was not trained on it.
         """
+        if not self.seen:
+            raise CodaError("this model has no classes: sample without one")
         index = self._index_of(word)
         if index not in self._is_seen:
-            examples = self._examples(self.classes[index].name)
-            _refuse(
+            raise CodaError(
                 f"this model has never seen class {index}, {self.classes[index]}; it knows {len(self.seen)} classes, "
-                f"for example {examples}"
+                f"for example {self._examples(self.classes[index].name)}"
             )
         return index
 
     def find_all(self, words: int | str | Iterable[int | str]) -> list[int]:
         """`find` for one word or several, in their order; a text may name several classes with commas between.
 
-        Names with commas in them are found too: "tench, Tinca tinca" is one class, as the longest text that is a name.
+        A name with commas in it is one class: "tench, Tinca tinca" is index 0.
         """
         several = words.tolist() if hasattr(words, "tolist") else words  # an array or a tensor
         found = []
-        for word in [several] if isinstance(several, int | str) else several:
+        for word in [several] if isinstance(several, str) or not isinstance(several, Iterable) else several:
             parts: Sequence[Any] = word.split(",") if isinstance(word, str) else [word]
             while parts:
                 names = (n for n in range(len(parts), 1, -1) if _plain(",".join(parts[:n])) in self._of_word)
-                taken = next(names, 1)
+                taken = next(names, 1)  # the longest text that is a name
                 found.append(self.find(",".join(parts[:taken]) if taken > 1 else parts[0]))
                 parts = parts[taken:]
         return found
@@ -139,26 +138,30 @@ class ClassTable:
 
     def _index_of(self, word: int | str) -> int:
         if isinstance(word, bool) or not isinstance(word, Integral | str):
-            _refuse(f"class {word!r}: give an index, a WordNet id or a name")
-        if not isinstance(word, str):
-            return self._in_range(int(word))
-        found = self._of_word.get(_plain(word), [])
-        found = [index for index in found if index in self._is_seen] or found  # "crane": the one that the model knows
-        if len(found) == 1:
-            return found[0]
-        if len(found) > 1:
-            several = ", ".join(f"{index} {self.classes[index].wnid or ''}".strip() for index in found)
-            _refuse(f'"{word}" names {len(found)} classes ({several}): give the index or the WordNet id')
-        # "007" is a string that names nothing, not the number 7.
-        if re.fullmatch(r"-?(0|[1-9]\d*)", word.strip()):
-            return self._in_range(int(word))
-        kind = "WordNet id" if _WNID.fullmatch(word.strip()) else "class"
-        _refuse(f'no {kind} "{word}"; nearest: {self._examples(word)}')
+            raise CodaError(f"class {word!r}: expected an index, a WordNet id or a name")
+        text = str(word).strip()
+        named = self._of_word.get(_plain(text), [])
+        if not isinstance(word, str) or (_NUMBER.fullmatch(text) and (int(text) in range(len(self)) or not named)):
+            if not 0 <= int(word) < len(self):
+                raise CodaError(f"class {word} does not exist: indices go from 0 to {len(self) - 1}")
+            if isinstance(word, str):
+                self._report_number(text, named)
+            return int(word)
+        named = [index for index in named if index in self._is_seen] or named  # "crane": the one that the model knows
+        if len(named) == 1:
+            return named[0]
+        if named:
+            several = ", ".join(f"{index} {self.classes[index].wnid or ''}".strip() for index in named)
+            raise CodaError(f'"{shown(word)}" names {len(named)} classes ({several}): use the index or the WordNet id')
+        kind = "WordNet id" if _WNID.fullmatch(text) else "class"
+        raise CodaError(f'no {kind} "{shown(word)}"; nearest: {self._examples(word)}')
 
-    def _in_range(self, index: int) -> int:
-        if not 0 <= index < len(self.classes):
-            _refuse(f"class {index} does not exist: indices go from 0 to {len(self.classes) - 1}")
-        return index
+    def _report_number(self, text: str, named: Sequence[int]) -> None:
+        """Say which class an index means, if it or its class's name could be taken for the other."""
+        entry = self.classes[int(text)]
+        if entry.name != text and (named or _NUMBER.fullmatch(entry.name)):
+            others = f'; the class named "{text}" has index {named[0]}' if named else ""
+            log_info(f"class {text} is read as an index, {entry}{others}")
 
     def _examples(self, word: str) -> str:
         near = self.nearest(word) or [self.classes[index] for index in self.seen[:3]]
@@ -170,14 +173,12 @@ def find_classes(
     class_names: Sequence[str] | None = None,
     seen: Collection[int] | None = None,
 ) -> list[int]:
-    """Indices of the classes that `words` mean, in ImageNet-1k or in `class_names`; see `ClassTable.find`."""
-    return ClassTable.of_model(1000 if class_names is None else len(class_names), class_names, seen).find_all(words)
+    """Indices of classes of ImageNet-1k, or of `class_names`; see `ClassTable.find_all`."""
+    if class_names is None:
+        return ClassTable(imagenet_classes(), seen).find_all(words)
+    return ClassTable.of_model(len(class_names), class_names, seen).find_all(words)
 
 
 def _plain(word: str) -> str:
     """A spelling that forgives case, underscores and doubled spaces."""
     return " ".join(word.replace("_", " ").lower().split())
-
-
-def _refuse(message: str) -> NoReturn:
-    raise CodaError(message)

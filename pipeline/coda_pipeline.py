@@ -1,6 +1,6 @@
-"""Class in, pictures out: the transformer samples codes, the tokenizer's decoder makes pictures of them.
+"""Classes in, images out: the transformer samples codes, the tokenizer's decoder turns them into images.
 
-N pictures asked for · B of them at a time · T codes per picture · C channels and (h, w) grid of the latent
+N images in all · B of them per batch · T codes per image · C channels and (h, w) grid of the latent
 """
 
 from __future__ import annotations
@@ -21,36 +21,39 @@ from diffusers.utils import BaseOutput
 from huggingface_hub import HfApi
 
 from coda.generator import MaskGitScheduler, MaskGitTransformer
-from coda.generator.sampling import SamplingStep
+from coda.generator.sampling import Hook, SamplingStep
 from coda.tokenizer import CodaError, CodaTokenizer, ContinuousVAE, ResidualQuantizer
+from coda.tokenizer.foundation.settings import Count, check_value, kind_of
 from coda.tokenizer.images import to_pil
 
 from .classes import ClassTable
-from .loading import check_index, check_weights, one_line_errors, pipeline_folder
+from .loading import check_index, check_weights, one_line_errors, pipeline_folder, stored_as_float32
 from .model_card import model_card
 from .seeds import Seeds, generators_per_image
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "codes")
 Images = list[PIL.Image.Image] | np.ndarray | torch.Tensor
+ClassLabel = int | str | None
 StepCallback = Callable[["CodaPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 
-# What saved pipelines name: the package rather than the file, so that files can move inside of it.
+# Saved pipelines name packages, not files, so files can move inside of a package.
 _COMPONENTS = {
     "vae": ("coda.tokenizer", ContinuousVAE),
     "quantizer": ("coda.tokenizer", ResidualQuantizer),
     "transformer": ("coda.generator", MaskGitTransformer),
     "scheduler": ("coda.generator", MaskGitScheduler),
 }
+_MODELS = ("vae", "quantizer", "transformer")
 _UPLOAD = ("repo_id", "private", "token", "commit_message", "create_pr")
 _DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
 @dataclass
 class CodaPipelineOutput(BaseOutput):
-    """What sampling gives.
+    """Output of `CodaPipeline`.
 
     Attributes:
-        images: As `output_type` asks: N PIL images; an array (N, H, W, 3) or a tensor (N, 3, H, W) in [0, 1]; latents
+        images: By `output_type`: N PIL images; an array (N, H, W, 3) or a tensor (N, 3, H, W) in [0, 1]; latents
             (N, C, h, w); or codes (N, T) int64.
     """
 
@@ -58,22 +61,25 @@ class CodaPipelineOutput(BaseOutput):
 
 
 class CodaPipeline(DiffusionPipeline):
-    """Samples pictures of given classes.
+    """Samples images of given classes.
 
     Args:
-        vae: Makes pictures of latents.
-        quantizer: Makes latents of codes; with `vae` it is the tokenizer.
+        vae: Decodes latents.
+        quantizer: Turns codes into latents; with `vae` it is the tokenizer.
         transformer: Predicts masked codes.
-        scheduler: How the codes are filled.
+        scheduler: Settings of the sampling.
 
     Raises:
-        CodaError: The parts do not fit together.
+        CodaError: If the parts do not fit together.
     """
 
     vae: ContinuousVAE
     quantizer: ResidualQuantizer
     transformer: MaskGitTransformer
     scheduler: MaskGitScheduler
+    model_cpu_offload_seq = "transformer->quantizer->vae"
+    # Sequential offloading moves single layers, which needs every weight to be used by its own layer's `forward`.
+    _exclude_from_cpu_offload = ["quantizer", "transformer"]  # noqa: RUF012  diffusers declares it so
     _callback_tensor_inputs = ("codes", "prefix_latents")
 
     def __init__(
@@ -90,21 +96,19 @@ class CodaPipeline(DiffusionPipeline):
         if len(set(channels)) > 1:
             raise CodaError("vae, quantizer and transformer have {}, {} and {} latent channels".format(*channels))
         self.register_modules(vae=vae, quantizer=quantizer, transformer=transformer, scheduler=scheduler)
+        self._tokenizer = CodaTokenizer(vae, quantizer)
         self._num_timesteps = 0
 
     @property
     def tokenizer(self) -> CodaTokenizer:
         """`vae` and `quantizer` as one: images (B, 3, H, W) in [-1, 1] ⇄ codes (B, T)."""
-        return CodaTokenizer(self.vae, self.quantizer)
-
-    @property
-    def tokenizer_fingerprint(self) -> str | None:
-        """Fingerprint of the tokenizer whose codes the transformer was trained on, whatever precision it is in now."""
-        return self.transformer.config.get("tokenizer_fingerprint")
+        if self._tokenizer.vae is not self.vae or self._tokenizer.quantizer is not self.quantizer:  # one was replaced
+            self._tokenizer = CodaTokenizer(self.vae, self.quantizer)
+        return self._tokenizer
 
     @property
     def classes(self) -> ClassTable:
-        """The classes that the transformer knows, and the words that find them."""
+        """The classes that the transformer knows, by index and name."""
         config = self.transformer.config
         return ClassTable.of_model(config["num_classes"], config.get("class_names"), config.get("class_labels"))
 
@@ -116,7 +120,7 @@ class CodaPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Iterable[int | str] | None,
+        class_labels: ClassLabel | Iterable[ClassLabel],
         num_images_per_class: int = 1,
         guidance_scale: float | None = None,
         num_inference_steps: int | Sequence[int] | None = None,
@@ -127,40 +131,41 @@ class CodaPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("codes",),
         batch_size: int = 16,
     ) -> CodaPipelineOutput | tuple[Images]:
-        """Sample pictures: all of the first class, then all of the second, ….
+        """Sample images: all of the first class, then all of the second, ….
 
-        Neither `batch_size` nor the order of the classes changes a picture.
+        Neither `batch_size` nor the order of the classes changes an image.
 
         Args:
             class_labels: Classes, each an index (207), a WordNet id ("n02099601") or a name ("golden retriever"); None
-                for pictures of no class, which are sampled without guidance.
-            num_images_per_class: Pictures of each.
-            guidance_scale: Classifier-free guidance as diffusers counts it, 1 is none; the scheduler's by default.
-            num_inference_steps: One number, shared out over the levels, or one per level; the scheduler's by default.
-            generator: A seed, from which the j-th picture of class c always comes out the same; a generator, which
-                gives such a seed; or one generator or seed per picture. By default torch's global randomness.
+                for no class, which is sampled without guidance.
+            num_images_per_class: Images of each class.
+            guidance_scale: Classifier-free guidance as in diffusers, 1 is none; the scheduler's by default.
+            num_inference_steps: One number for all levels together, or one per level; the scheduler's by default.
+            generator: A seed; image j of a class has seed + j (see `image_seeds`). Or a generator, which is asked for
+                such a seed; or one generator or seed per image. By default torch's global generator is asked.
             output_type: "pil", "np" or "pt" (in [0, 1]), "latent" or "codes".
             return_dict: Whether to return a `CodaPipelineOutput` or a tuple.
             callback_on_step_end: Called as (pipeline, step, timestep, tensors) after every step, `step` counting from
                 0 to `num_timesteps` - 1 over all batches; {"codes": (B, T)} that it returns replaces the codes.
-            callback_on_step_end_tensor_inputs: What it is given: "codes" (B, T), the codebook's size where a cell is
-                still masked; "prefix_latents" (B, C, h, w), what the levels before the present one say.
-            batch_size: Pictures made at a time.
+            callback_on_step_end_tensor_inputs: Tensors for the callback: "codes" (B, T), the codebook's size where a
+                cell is still masked; "prefix_latents" (B, C, h, w), the sum of the levels before the present one.
+            batch_size: Images per batch.
 
         Raises:
-            CodaError: A class does not exist or was never seen, or another argument is out of range.
+            CodaError: If a class does not exist or was never seen, or another argument is out of range.
         """
-        indices = [None] if class_labels is None else self.classes.find_all(class_labels)
-        if not indices or num_images_per_class < 1 or batch_size < 1:
-            raise CodaError("at least one class, one image per class and a batch size of one are needed")
+        check_value("num_images_per_class", num_images_per_class, kind_of(Count))
         if output_type not in OUTPUT_TYPES:
-            raise CodaError(f"output type {output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
+            raise CodaError(f"output type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
+        if unknown := [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]:
             raise CodaError(
                 f"callback_on_step_end_tensor_inputs may name {self._callback_tensor_inputs}, not {unknown}"
             )
-        labels = [index for index in indices for _ in range(num_images_per_class)]
+        one = isinstance(class_labels, str) or not isinstance(class_labels, Iterable)
+        labels: list[int | None] = []
+        for word in [class_labels] if one else class_labels:
+            for index in [None] if word is None else self.classes.find_all(word):
+                labels += [index] * num_images_per_class
         codes = self.sample_codes(
             labels,
             generators_per_image(generator, labels),
@@ -170,7 +175,7 @@ class CodaPipeline(DiffusionPipeline):
             callback=callback_on_step_end,
             callback_tensors=callback_on_step_end_tensor_inputs,
         )
-        images = self._finished(codes, output_type)
+        images = self._postprocess(codes, output_type)
         self.maybe_free_model_hooks()
         return CodaPipelineOutput(images=images) if return_dict else (images,)
 
@@ -186,56 +191,57 @@ class CodaPipeline(DiffusionPipeline):
         batch_size: int = 16,
         callback: StepCallback | None = None,
         callback_tensors: Sequence[str] = ("codes",),
+        on_level_end: Hook | None = None,
     ) -> torch.Tensor:
-        """Sample codes (N, T), `batch_size` pictures at a time, with the progress bar.
+        """Sample codes (N, T), `batch_size` images at a time, with the progress bar.
 
         Args:
-            labels: Class of each picture; None for no class, and then without guidance.
-            generators: One per picture.
+            labels: Class of each image; None for no class, which is sampled without guidance.
+            generators: One per image.
             guidance_scale: As in a call.
             num_inference_steps: As in a call.
             known: (codes (N, T), keep (N, T) bool): cells that are given and stay as they are.
             batch_size: As in a call.
             callback: As in a call.
             callback_tensors: As in a call.
+            on_level_end: See `coda.generator.sample_codes`.
         """
-        transformer, scheduler, layout = self.transformer, self.scheduler, self.transformer.layout
-        device = self._execution_device
-        scheduler.set_timesteps(num_inference_steps, layout)
-        batches = math.ceil(len(labels) / batch_size)
-        self._num_timesteps = batches * len(scheduler.timesteps)
-        no_class = transformer.config["num_classes"]
-        # Without a class both halves of guidance are the same.
-        scale = 1.0 if all(label is None for label in labels) else guidance_scale
+        check_value("batch_size", batch_size, kind_of(Count))
+        if not labels:
+            raise CodaError("at least one class is needed; None stands for no class")
+        transformer, scheduler = self._loaded("transformer"), self.scheduler
+        scheduler.set_timesteps(num_inference_steps, transformer.layout)
+        steps = len(scheduler.timesteps)
+        self._num_timesteps = math.ceil(len(labels) / batch_size) * steps
+        scale = 1.0 if all(label is None for label in labels) else guidance_scale  # both halves would be the same
         sampled: list[torch.Tensor] = []
         with self.progress_bar(total=self._num_timesteps) as bar:
             for first in range(0, len(labels), batch_size):
-                part = slice(first, first + batch_size)
-                indices = [no_class if label is None else label for label in labels[part]]
-                before = len(sampled) * len(scheduler.timesteps)
+                batch = slice(first, first + batch_size)
 
-                def on_step(state: SamplingStep, before: int = before) -> torch.Tensor | None:
+                def on_step(state: SamplingStep, before: int = len(sampled) * steps) -> torch.Tensor | None:
                     bar.update()
-                    return self._called_back(callback, callback_tensors, before, state)
+                    return self._run_callback(callback, callback_tensors, before, state)
 
                 sampled.append(
                     scheduler.sample(
-                        transformer.predictor(torch.tensor(indices, device=device)),
-                        layout,
+                        transformer.predictor(labels[batch]),
+                        transformer.layout,
                         transformer.value_table,
-                        generators[part],
+                        generators[batch],
                         num_inference_steps=num_inference_steps,
                         guidance_scale=scale,
-                        known=None if known is None else (known[0][part], known[1][part]),
+                        known=None if known is None else (known[0][batch], known[1][batch]),
                         on_step=on_step,
+                        on_level_end=on_level_end,
                     )
                 )
         return torch.cat(sampled)
 
-    def _called_back(
+    def _run_callback(
         self, callback: StepCallback | None, names: Sequence[str], before: int, state: SamplingStep
     ) -> torch.Tensor | None:
-        """Hand a step to the user's callback; the codes that it gives back, if any."""
+        """Call the user's callback; returns the codes that it returns, if any."""
         if callback is None:
             return None
         tensors = {"codes": state.codes, "prefix_latents": state.prefix}
@@ -246,21 +252,40 @@ class CodaPipeline(DiffusionPipeline):
             raise CodaError(f"the callback returned codes {tuple(codes.shape)}, expected {tuple(state.codes.shape)}")
         return codes
 
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalized latents (N, C, h, w) and codes (N, T) of images (N, 3, H, W) in [-1, 1]."""
+        latents = self._loaded("vae").encode(images.to(self._execution_device))
+        return latents, self._loaded("quantizer").encode(latents)
+
+    @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Images (N, 3, H, W) in [-1, 1], float32, of codes (N, T).
 
-        One picture at a time: convolutions round differently at another batch size, by enough to change a grey level
-        here and there, and a picture is not to depend on its neighbours.
+        One image at a time: convolutions round differently at another batch size, which would change some pixels by
+        one grey level, and an image must not depend on what else is in the batch.
         """
-        tokenizer = self.tokenizer
-        return torch.cat([tokenizer.decode(row[None]).float() for row in codes.to(self.quantizer.device)])
+        quantizer, rows = self._loaded("quantizer"), codes.to(self._execution_device).split(1)
+        latents = [quantizer.decode(row) for row in rows]
+        vae = self._loaded("vae")
+        return torch.cat([vae.decode(latent).clamp(-1, 1).float() for latent in latents])
 
-    def _finished(self, codes: torch.Tensor, output_type: str) -> Images:
-        """Codes (N, T) as what the caller wants of them."""
+    def _loaded(self, name: str) -> Any:
+        """A component, on the execution device.
+
+        `enable_model_cpu_offload` moves a component when its `forward` is called; ours have other methods besides.
+        """
+        component = getattr(self, name)
+        if hasattr(component, "_hf_hook"):
+            component._hf_hook.pre_forward(component)
+        return component
+
+    def _postprocess(self, codes: torch.Tensor, output_type: str) -> Images:
+        """Codes (N, T) as `output_type`."""
         if output_type == "codes":
             return codes
         if output_type == "latent":
-            return self.quantizer.decode(codes)
+            return self._loaded("quantizer").decode(codes)
         images = self.decode(codes)
         if output_type == "pil":
             return [to_pil(image) for image in images]
@@ -273,67 +298,83 @@ class CodaPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: "bundled" (the model that ships with the package), a directory that
-                `save_pretrained` wrote, or a hub id, of which a snapshot is taken first.
-            **kwargs: As in diffusers: `dtype`, `device_map`, `variant`, `revision`, components to use instead, ….
-                Code from a repository is never run: `trust_remote_code` and `custom_pipeline` are refused.
+                `save_pretrained` wrote, or a hub id.
+            **kwargs: As in diffusers: `dtype` or `torch_dtype`, `device_map`, `variant`, `revision`, components to use
+                instead, …. No code from a repository is run: `trust_remote_code` and `custom_pipeline` are refused.
 
         Raises:
-            CodaError: There is no such pipeline, a file is damaged, a weight is missing, or the parts do not fit.
+            CodaError: If there is no such pipeline, a file is damaged, a weight is missing, the parts do not fit, or
+                the transformer was trained on another tokenizer's codes.
         """
         if refused := [name for name in ("trust_remote_code", "custom_pipeline") if kwargs.pop(name, None)]:
             raise CodaError(f"{refused[0]} is refused: a CodaPipeline runs no code from a repository")
+        if kwargs.pop("use_safetensors", None) is False:
+            raise CodaError("use_safetensors=False is refused: a CodaPipeline is loaded from safetensors only")
         download = {name: kwargs.pop(name) for name in _DOWNLOAD if name in kwargs}
+        dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None)
+        if not isinstance(dtype, torch.dtype | None):  # one per component
+            kwargs["dtype"] = dtype
         folder = pipeline_folder(pretrained_model_name_or_path, **download)
         stored = {name: (package, kind.__name__) for name, (package, kind) in _COMPONENTS.items()}
         check_index(folder, cls.__name__, stored)
         with one_line_errors(folder):
             pipeline = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
-        for name in ("vae", "quantizer", "transformer"):
-            if name not in kwargs:
-                check_weights(getattr(pipeline, name), folder / name, kwargs.get("variant"))
+        loaded = [name for name in _MODELS if name not in kwargs]
+        for name in loaded:
+            check_weights(getattr(pipeline, name), folder / name, kwargs.get("variant"))
+        if loaded == [*_MODELS] and "dtype" not in kwargs and stored_as_float32(folder, kwargs.get("variant")):
+            pipeline._check_fingerprint(folder)
+        if isinstance(dtype, torch.dtype):  # not earlier: a fingerprint is that of float32 weights
+            for name in loaded:
+                getattr(pipeline, name).to(dtype)
         return pipeline
+
+    def _check_fingerprint(self, source: Path) -> None:
+        """Raise a CodaError if the transformer was trained on codes of another tokenizer."""
+        trained_on, fingerprint = self.transformer.config.get("tokenizer_fingerprint"), self.tokenizer.fingerprint
+        if trained_on not in (None, fingerprint):
+            raise CodaError(
+                f"{source} was trained on codes of the tokenizer {trained_on}, not of {fingerprint}: "
+                "use the tokenizer that made its cache"
+            )
 
     @classmethod
     def from_parts(
         cls, generator: str | Path, tokenizer: str | Path | CodaTokenizer, torch_dtype: torch.dtype | None = None
     ) -> CodaPipeline:
-        """Put a generator and the tokenizer that it was trained on together.
+        """Combine a generator and the tokenizer that it was trained on.
 
         Args:
             generator: Directory that `train_maskgit` wrote.
             tokenizer: Directory or hub id of a `CodaTokenizer`, or one.
-            torch_dtype: What to convert the parts to; float32 by default.
+            torch_dtype: Type of the weights; float32 by default.
 
         Raises:
-            CodaError: One of them cannot be read, or the generator was trained on another tokenizer's codes.
+            CodaError: If one cannot be read, or the generator was trained on another tokenizer's codes.
         """
         folder = Path(generator).expanduser()
         if (folder / "model_index.json").is_file():
-            raise CodaError(f"{folder} is a whole pipeline with a tokenizer of its own: give only one of them")
+            raise CodaError(f"{folder} is a whole pipeline, which has its tokenizer: pass only one of them")
         if not (folder / "config.json").is_file():
-            raise CodaError(f"{folder} is no generator: it has no config.json")
+            raise CodaError(f"{folder} is not a generator: it has no config.json")
         with one_line_errors(folder):
             transformer = MaskGitTransformer.from_pretrained(str(folder), use_safetensors=True)
             scheduler = MaskGitScheduler.from_pretrained(str(folder), subfolder="scheduler")
         check_weights(transformer, folder)
         if not isinstance(tokenizer, CodaTokenizer):
             tokenizer = CodaTokenizer.from_pretrained(tokenizer)
-        trained_on = transformer.config.get("tokenizer_fingerprint")
-        if trained_on is not None and trained_on != tokenizer.fingerprint:
-            raise CodaError(
-                f"{folder} was trained on codes of the tokenizer {trained_on}, not of {tokenizer.fingerprint}: "
-                "give the tokenizer that made its cache"
-            )
         pipeline = cls(tokenizer.vae, tokenizer.quantizer, transformer, scheduler)
+        pipeline._tokenizer = tokenizer
+        pipeline._check_fingerprint(folder)
         return pipeline if torch_dtype is None else pipeline.to(torch_dtype)
 
     def save_pretrained(  # type: ignore[override]  # by keyword, as diffusers itself calls it
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Save all parts, and a README.md that says what they are.
+        """Save all parts and a README.md that describes them.
 
         Args:
-            save_directory: Where to.
+            save_directory: Directory to write.
             push_to_hub: Whether to upload the directory afterwards.
             **kwargs: As in diffusers: `variant`, `max_shard_size`; `repo_id`, `private`, `token`, … for the hub.
         """
@@ -350,6 +391,6 @@ class CodaPipeline(DiffusionPipeline):
             api.upload_folder(repo_id=repository, folder_path=folder, **hub)
 
     def push_to_hub(self, repo_id: str, variant: str | None = None, **kwargs: Any) -> None:  # type: ignore[override]
-        """Upload to the hub, with our own model card; arguments as in `save_pretrained`."""
+        """Upload to the hub, with this pipeline's model card; arguments as in `save_pretrained`."""
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, variant=variant, **kwargs)

@@ -1,51 +1,51 @@
-"""Editing a photograph: its codes inside a region are sampled anew, the others stay.
+"""Editing an image: its codes inside a region are sampled again, the others stay.
 
     B variants · T codes · L levels · (H, W) pixels · (h_l, w_l) cells of level l
 
-A cell of a level is sampled anew if enough of its area lies in the region. Coarse cells reach beyond the region, so
-new codes there change what the finer levels have to add everywhere; the codes that stay are therefore looked up again,
-level by level, for what is left of the photograph's own latent. What lies outside then comes out as the tokenizer sees
-it, whatever is sampled inside.
+A cell of a level is sampled if enough of its area lies in the region. Coarse cells reach beyond the region, so new
+codes there change what the finer levels have to add everywhere. The codes that stay are therefore quantized again,
+level by level, from the residual that the new coarser levels leave of the image's own latent. So the image outside of
+the region comes out as the tokenizer reconstructs it, whatever is sampled inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from coda.generator.sampling import Hook, SamplingStep
 from coda.tokenizer import CodaError, ResidualQuantizer
 from coda.tokenizer.images import to_pil, to_uint8
 from coda.tokenizer.images.psnr_ssim import psnr
-from coda.tokenizer.quantizer.resampling import downsample, upsample
+from coda.tokenizer.quantizer.resampling import downsample
 from coda.tokenizer.quantizer.retrieval import argmax_codes
 
 from .coda_pipeline import CodaPipeline
 from .grid import labelled_grid
-from .photograph import Picture, open_photograph
-from .regions import Region, box_pixels, cells_to_keep, region_mask, soft_inside
+from .image_file import ImageInput, image_shape, load_image
+from .regions import Region, box_pixels, cells_to_keep, feathered_mask, region_mask
 from .seeds import Seeds, generators_per_image
 
-_NOTHING = (128, 128, 128)  # shown where an outpainted photograph has nothing
+_EMPTY = (128, 128, 128)  # color around an outpainted image
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Variants of one photograph.
+    """Variants of one image.
 
     Attributes:
         images: The variants.
-        original: The photograph as the tokenizer sees it, scaled and cropped.
-        mask: What was to change, white.
+        original: The image as the tokenizer sees it, scaled and cropped.
+        mask: The region, white.
         codes: (B, T) int64.
-        resampled: How many of the T codes were sampled anew.
-        outside_psnr: For each variant, how well the *decoded* picture keeps what lies outside of the region, dB: what
-            a composite covers up. None where nothing lies outside.
+        resampled: How many of the T codes were sampled.
+        outside_psnr: PSNR of each variant outside of the region, dB, *decoded* and without the composite; None if
+            nothing lies outside.
     """
 
     images: list[Image.Image]
@@ -56,104 +56,104 @@ class Edit:
     outside_psnr: list[float] | None
 
     def grid(self) -> Image.Image:
-        """Original, region and variants in one picture."""
-        shown = [("original", self.original)] + ([] if self.outside_psnr is None else [("region", self.mask)])
-        shown += [(f"variant {number}", image) for number, image in enumerate(self.images, start=1)]
-        return labelled_grid([image for _, image in shown], [label for label, _ in shown])
+        """Original, region and variants in one image."""
+        cells = [("original", self.original)] + ([] if self.outside_psnr is None else [("region", self.mask)])
+        cells += [(f"variant {number}", image) for number, image in enumerate(self.images, start=1)]
+        return labelled_grid([image for _, image in cells], [label for label, _ in cells])
 
 
 def inpaint(
-    pipeline: CodaPipeline, image: Picture, region: Region, class_label: int | str | None = None, **settings: Any
+    pipeline: CodaPipeline, image: ImageInput, region: Region, class_label: int | str | None = None, **settings: Any
 ) -> Edit:
-    """Fill a region anew so that it fits the rest.
+    """Fill a region so that it fits the rest.
 
     Args:
-        pipeline: What samples.
-        image: The photograph.
-        region: What to fill; see `region_mask`.
-        class_label: What the picture shows; without it, sampling has no class and no guidance.
-        **settings: As in `resample`.
+        pipeline: The pipeline.
+        image: The image.
+        region: Region to fill; see `region_mask`.
+        class_label: Class of the image; None samples without class and guidance.
+        **settings: As in `edit_codes`.
     """
-    return resample(pipeline, image, region, class_label, **settings)
+    return edit_codes(pipeline, image, region, class_label, **settings)
 
 
 def outpaint(
     pipeline: CodaPipeline,
-    image: Picture,
+    image: ImageInput,
     box: Sequence[float] = (0.25, 0.25, 0.75, 0.75),
     class_label: int | str | None = None,
     **settings: Any,
 ) -> Edit:
-    """Make a photograph smaller and paint on around it.
+    """Shrink an image and continue it around its borders.
 
     Args:
-        pipeline: What samples.
-        image: The photograph; it is cropped to the aspect of `box`.
-        box: Where it goes within the new picture: (left, top, right, bottom) in pixels, or as shares of its size.
+        pipeline: The pipeline.
+        image: The image; it is cropped to the aspect ratio of `box`.
+        box: Place of the image in the new one: (left, top, right, bottom) in pixels, or as fractions of its size.
         class_label: As in `inpaint`.
-        **settings: As in `resample`.
+        **settings: As in `edit_codes`.
     """
     height, width = pipeline.tokenizer.size
     left, top, right, bottom = box_pixels(box, height, width)
-    placed = open_photograph(image, (bottom - top, right - left))
-    # What lies around is painted over, but the encoder sees across the edge: let it see no other edge there.
+    placed = load_image(image, (bottom - top, right - left))
+    # The surroundings are sampled, but the encoder sees across the border: it should not see an edge there.
     canvas = F.pad(placed, (left, width - right, top, height - bottom), mode="replicate")
     around = torch.ones(height, width, dtype=torch.bool)
     around[top:bottom, left:right] = False
-    edit = resample(pipeline, canvas, around, class_label, **settings)
-    original = Image.new("RGB", (width, height), _NOTHING)
+    edit = edit_codes(pipeline, canvas, around, class_label, **settings)
+    original = Image.new("RGB", (width, height), _EMPTY)
     original.paste(edit.original.crop((left, top, right, bottom)), (left, top))
     return replace(edit, original=original)
 
 
 def vary(
     pipeline: CodaPipeline,
-    image: Picture,
+    image: ImageInput,
     region: Region | None = None,
     keep_levels: int | None = None,
     class_label: int | str | None = None,
     **settings: Any,
 ) -> Edit:
-    """Other versions of a photograph: coarse levels stay, so layout and colours do; finer ones are sampled anew.
+    """Vary an image: coarse levels and with them composition and colors stay, finer levels are sampled.
 
     Args:
-        pipeline: What samples.
-        image: The photograph.
-        region: Where to; everywhere if None.
+        pipeline: The pipeline.
+        image: The image.
+        region: Region to vary; everything if None.
         keep_levels: How many of the coarsest levels stay; half of them by default. More of them vary it less.
         class_label: As in `inpaint`.
-        **settings: As in `resample`.
+        **settings: As in `edit_codes`.
     """
     kept = pipeline.tokenizer.layout.num_levels // 2 if keep_levels is None else keep_levels
-    return resample(pipeline, image, region, class_label, keep_levels=kept, **settings)
+    return edit_codes(pipeline, image, region, class_label, keep_levels=kept, **settings)
 
 
 def change_class(
     pipeline: CodaPipeline,
-    image: Picture,
+    image: ImageInput,
     class_label: int | str,
     region: Region | None = None,
     keep_levels: int | None = None,
     **settings: Any,
 ) -> Edit:
-    """Make something else of what a photograph shows, in its place and about its colours.
+    """Turn the object in an image into another class, in its place and with about its colors.
 
     Args:
-        pipeline: What samples.
-        image: The photograph.
-        class_label: What it is to show.
-        region: Where; everywhere if None.
+        pipeline: The pipeline.
+        image: The image.
+        class_label: The new class.
+        region: Region to change; everything if None.
         keep_levels: How many of the coarsest levels stay; a quarter of them by default.
-        **settings: As in `resample`.
+        **settings: As in `edit_codes`.
     """
     kept = pipeline.tokenizer.layout.num_levels // 4 if keep_levels is None else keep_levels
-    return resample(pipeline, image, region, class_label, keep_levels=kept, **settings)
+    return edit_codes(pipeline, image, region, class_label, keep_levels=kept, **settings)
 
 
 @torch.no_grad()
-def resample(
+def edit_codes(
     pipeline: CodaPipeline,
-    image: Picture,
+    image: ImageInput,
     region: Region | None,
     class_label: int | str | None,
     *,
@@ -166,100 +166,89 @@ def resample(
     generator: Seeds = None,
     batch_size: int = 16,
 ) -> Edit:
-    """Sample the codes of a region anew: what all kinds of editing are.
+    """Sample the codes of a region again; every kind of editing calls this.
 
     Args:
-        pipeline: What samples.
-        image: The photograph.
+        pipeline: The pipeline.
+        image: The image.
         region: See `region_mask`; everything if None.
-        class_label: What the picture shows; None samples without a class and without guidance.
+        class_label: Class of the new image; None samples without class and guidance.
         keep_levels: How many of the coarsest levels stay as they are everywhere.
-        coverage: A cell is sampled anew if at least this share of its area lies in the region, in (0, 1].
-        composite: Lay the photograph's own pixels over everything outside of the region, which then stays as it was to
-            the bit; the seam is blended inside the region. Otherwise variants are what the decoder gives.
-        num_images: How many variants.
+        coverage: A cell is sampled if at least this share of its area lies in the region, in (0, 1].
+        composite: Lay the image's own pixels over everything outside of the region, which then stays bit for bit; the
+            edge is blended inside of the region. Otherwise variants are what the decoder gives.
+        num_images: Number of variants.
         guidance_scale: As in a call of the pipeline.
         num_inference_steps: As in a call of the pipeline.
         generator: As in a call of the pipeline.
         batch_size: As in a call of the pipeline.
 
     Raises:
-        CodaError: The image or the region cannot be read, the region is empty, or a number is out of range.
+        CodaError: If the image or the region cannot be read, the region is empty, or a number is out of range.
     """
-    tokenizer, quantizer = pipeline.tokenizer, pipeline.quantizer
-    layout, size = tokenizer.layout, tokenizer.size
+    layout, size = pipeline.tokenizer.layout, pipeline.tokenizer.size
     if not 0 <= keep_levels < layout.num_levels:
-        raise CodaError(
-            f"keep_levels is {keep_levels}; of {layout.num_levels} levels 0 to {layout.num_levels - 1} can stay"
-        )
-    if not 0 < coverage <= 1 or num_images < 1 or batch_size < 1:
-        raise CodaError("coverage must lie in (0, 1], the number of images and the batch size must be 1 at least")
+        raise CodaError(f"keep_levels is {keep_levels}; expected 0 to {layout.num_levels - 1} of {layout.num_levels}")
+    if not 0 < coverage <= 1 or num_images < 1:
+        raise CodaError("coverage must be in (0, 1] and the number of images at least 1")
     label = None if class_label is None else pipeline.classes.find(class_label)
-    photograph = open_photograph(image, size)
-    mask = torch.ones(size, dtype=torch.bool) if region is None else region_mask(region, size)
+    pixels = load_image(image, size)
+    mask = torch.ones(size, dtype=torch.bool) if region is None else region_mask(region, size, image_shape(image))
     keep = cells_to_keep(layout, mask, keep_levels, coverage)  # (T,)
     if bool(keep.all()):
-        raise CodaError("the region covers no cell of the picture's codes: make it larger, or the coverage smaller")
+        raise CodaError("the region covers no cell of the image's codes: make it larger, or the coverage smaller")
 
-    latents = pipeline.vae.encode(photograph.to(pipeline.vae.device))
-    codes = quantizer.encode(latents.to(quantizer.device))
-    labels = [label] * num_images
+    latents, codes = pipeline.encode(pixels)
     sampled = pipeline.sample_codes(
-        labels,
-        generators_per_image(generator, labels),
+        [label] * num_images,
+        generators_per_image(generator, [label] * num_images),
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps,
         known=(codes.expand(num_images, -1), keep.expand(num_images, -1)),
         batch_size=batch_size,
-        callback=_look_up_again(quantizer, latents.float().to(quantizer.device), keep.to(quantizer.device)),
-        callback_tensors=("codes", "prefix_latents"),
+        on_level_end=requantize_kept_codes(pipeline.quantizer, latents.float(), keep),
     )
     decoded = pipeline.decode(sampled).cpu()
+    pipeline.maybe_free_model_hooks()
 
     outside = None
     if not bool(mask.all()):
-        before = to_uint8(photograph)[..., ~mask].unsqueeze(2)  # the pixels outside, as a picture of one row
+        before = to_uint8(pixels)[..., ~mask].unsqueeze(2)  # the pixels outside, as an image of one row
         after = to_uint8(decoded)[..., ~mask].unsqueeze(2)
-        outside = psnr(before.expand_as(after), after)
+        outside = psnr(before.expand_as(after), after).tolist()
     if composite:
-        alpha = soft_inside(mask, pipeline.vae.factor // 2)
-        decoded = torch.lerp(photograph, decoded, alpha)
+        decoded = torch.lerp(pixels, decoded, feathered_mask(mask, pipeline.vae.factor // 2))
     return Edit(
-        images=[to_pil(picture) for picture in decoded],
-        original=to_pil(photograph[0]),
+        images=[to_pil(variant) for variant in decoded],
+        original=to_pil(pixels[0]),
         mask=Image.fromarray((mask.numpy() * 255).astype("uint8")),
         codes=sampled.cpu(),
         resampled=int((~keep).sum()),
-        outside_psnr=None if outside is None else outside.tolist(),
+        outside_psnr=outside,
     )
 
 
-def _look_up_again(
-    quantizer: ResidualQuantizer, latents: torch.Tensor, keep: torch.Tensor
-) -> Callable[..., dict[str, torch.Tensor]]:
-    """A callback that, once a level is full, looks up the next level's kept codes for the residual that is left.
+def requantize_kept_codes(quantizer: ResidualQuantizer, latents: torch.Tensor, keep: torch.Tensor) -> Hook:
+    """A hook for the end of a level: quantizes the next level's kept codes from the residual that is left.
 
     Args:
-        quantizer: What looks them up.
-        latents: (1, C, h, w) float32, the photograph's own.
+        quantizer: The tokenizer's quantizer.
+        latents: (1, C, h, w) float32, the latent of the image.
         keep: (T,) bool.
     """
-    layout, keys, values = quantizer.layout, quantizer.keys(), quantizer.values()
+    layout, keys = quantizer.layout, quantizer.keys()
 
-    def look_up(
-        pipeline: CodaPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        ends = [end - 1 for end in accumulate(pipeline.scheduler.steps)]  # the step that fills each level
-        if int(timestep) not in ends[:-1]:
-            return {}
-        level = ends.index(int(timestep))
-        codes = tensors["codes"].to(keep.device).clone()  # (B, T)
-        cells = slice(layout.offsets[level + 1], layout.offsets[level + 2])
-        said = F.embedding(layout.split(codes)[level], values).movedim(-1, 1).float()
-        prefix = tensors["prefix_latents"].to(latents) + upsample(said, layout.grid)  # before level + 1
-        left = downsample(latents - prefix, layout.sides[level + 1]).to(keys.dtype)
-        found, _ = argmax_codes(quantizer.queries(left), keys)
-        codes[:, cells] = torch.where(keep[cells], found.view(len(codes), -1), codes[:, cells])
-        return {"codes": codes.to(tensors["codes"].device)}
+    def requantize(state: SamplingStep) -> torch.Tensor | None:
+        level = state.level + 1
+        if level == layout.num_levels:
+            return None
+        cells = slice(layout.offsets[level], layout.offsets[level + 1])
+        device = quantizer.device  # with model offloading not that of the sampling
+        residual = downsample(latents.to(state.prefix) - state.prefix, layout.sides[level]).to(device, keys.dtype)
+        found, _ = argmax_codes(quantizer.queries(residual), keys.to(device))
+        found = found.view(len(state.codes), -1).to(state.codes)
+        codes = state.codes.clone()
+        codes[:, cells] = torch.where(keep[cells].to(codes.device), found, codes[:, cells])
+        return codes
 
-    return look_up
+    return requantize

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from coda.tokenizer.foundation.errors import CodaError, first_line
@@ -76,10 +76,20 @@ def one_line_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (CodaError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever a library meets in a damaged config or file
         raise CodaError(f"{folder} cannot be loaded: {first_line(error)}") from error
+
+
+def stored_as_float32(folder: Path, variant: str | None) -> bool:
+    """Whether a saved pipeline holds its tokenizer in float32, without which it cannot be told from another one."""
+    for file in [*_weight_files(folder / "vae", variant), *_weight_files(folder / "quantizer", variant)]:
+        with safe_open(file, framework="pt") as tensors:
+            names = list(tensors.keys())
+            if {"F16", "BF16"} & {tensors.get_slice(name).get_dtype() for name in names}:
+                return False
+    return True
 
 
 def check_weights(module: nn.Module, folder: Path, variant: str | None = None) -> None:
@@ -96,9 +106,13 @@ def check_weights(module: nn.Module, folder: Path, variant: str | None = None) -
 
 def _stored_names(folder: Path, variant: str | None) -> set[str]:
     """Names of all tensors in a component's weights, of `variant` if it has that one."""
-    shards = list(folder.glob(f"{_WEIGHTS}.{variant}*.safetensors")) if variant else []
     names: set[str] = set()
-    for shard in shards or folder.glob(f"{_WEIGHTS}*.safetensors"):
+    for shard in _weight_files(folder, variant):
         with one_line_errors(shard), safe_open(shard, framework="pt") as file:
             names.update(file.keys())
     return names
+
+
+def _weight_files(folder: Path, variant: str | None) -> list[Path]:
+    of_variant = list(folder.glob(f"{_WEIGHTS}.{variant}*.safetensors")) if variant else []
+    return of_variant or list(folder.glob(f"{_WEIGHTS}*.safetensors"))

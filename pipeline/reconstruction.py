@@ -1,4 +1,4 @@
-"""What a tokenizer keeps of one photograph: the picture it gives back, and what that cost."""
+"""One image through a tokenizer and back: the reconstruction, its PSNR and its size in bits."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from coda.tokenizer.images import to_pil, to_uint8
 from coda.tokenizer.images.psnr_ssim import psnr
 
 from .grid import labelled_grid
-from .photograph import Picture, open_photograph
+from .image_file import ImageInput, load_image
 
-DIFFERENCE_GAIN = 4  # differences are small: shown as they are, they would look black
+DIFFERENCE_GAIN = 4  # differences are too small to see as they are
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A photograph through the tokenizer and back.
+    """An image through the tokenizer and back.
 
     Attributes:
-        original: The photograph as the tokenizer sees it, scaled and cropped.
-        reconstruction: What the codes give back.
+        original: The image as the tokenizer sees it, scaled and cropped.
+        reconstruction: The decoded codes.
         difference: |original − reconstruction|, `DIFFERENCE_GAIN` times.
-        codes: (T,) int64, those of the levels that were used.
-        psnr: Peak signal-to-noise ratio of the two as uint8 pictures, dB.
+        codes: (T,) int64, of the levels that were used.
+        psnr: Peak signal-to-noise ratio of the reconstruction as uint8, dB.
         tokens: Number of codes.
         bits: tokens · log2 K.
         bits_per_pixel: bits / (height · width).
@@ -48,7 +48,7 @@ class Reconstruction:
         return self.original, self.reconstruction, self.difference
 
     def side_by_side(self) -> Image.Image:
-        """The three in one picture, with what there is to say written above them."""
+        """The three in one image, with size, PSNR and bits per pixel above them."""
         labels = [  # Pillow's own font has no ×
             f"original {self.original.width}x{self.original.height}",
             f"{self.psnr:.2f} dB, {self.bits_per_pixel:.3g} bit/px",
@@ -64,27 +64,27 @@ class Reconstruction:
 
 @torch.no_grad()
 def reconstruct(
-    tokenizer: CodaTokenizer, image: Picture, levels: int | None = None, size: tuple[int, int] | None = None
+    tokenizer: CodaTokenizer, image: ImageInput, levels: int | None = None, size: tuple[int, int] | None = None
 ) -> Reconstruction:
-    """Take one picture through the tokenizer and back.
+    """Encode and decode one image.
 
     Args:
-        tokenizer: The tokenizer, on whatever device it is.
-        image: A file, a PIL image, or a tensor (3, H, W) in [-1, 1]; files and PIL images are scaled and cropped.
-        levels: Use only that many levels, from the coarsest on; all of them if None.
+        tokenizer: The tokenizer, on any device.
+        image: A file, a PIL image, or a tensor (3, H, W) in [-1, 1]; the first two are scaled and cropped.
+        levels: Use only that many of the coarsest levels; all of them if None.
         size: (H, W) in pixels, which the VAE's factor divides; the tokenizer's own if None.
 
     Raises:
-        CodaError: The file is no image, the tensor has another size, or there are not that many levels.
+        CodaError: If the file is not an image, the tensor has another size, or there are fewer levels.
     """
     most = tokenizer.layout.num_levels
     if levels is not None and not 1 <= levels <= most:
         raise CodaError(f"levels is {levels}; this tokenizer has 1 to {most}")
-    photograph = open_photograph(image, size or tokenizer.size)
-    codes = tokenizer.encode(photograph.to(next(tokenizer.parameters()).device))
+    pixels = load_image(image, size or tokenizer.size)
+    codes = tokenizer.encode(pixels.to(next(tokenizer.parameters()).device))
     restored = tokenizer.decode(codes, levels).float().cpu()
 
-    before, after = to_uint8(photograph), to_uint8(restored)  # (1, 3, H, W)
+    before, after = to_uint8(pixels), to_uint8(restored)  # (1, 3, H, W)
     difference = (before.short() - after.short()).abs().mul(DIFFERENCE_GAIN).clamp(max=255).to(torch.uint8)
     height, width = before.shape[-2:]
     layout = tokenizer.layout_for(height, width)

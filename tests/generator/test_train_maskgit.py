@@ -145,7 +145,7 @@ def test_a_cache_without_labels_trains_a_generator_without_classes(make_cache, t
     model = MaskGitTransformer.from_pretrained(out)
     assert model.class_labels == ()
     generators = [torch.Generator().manual_seed(0)]
-    codes = MaskGitScheduler().sample(model.predictor(torch.tensor([0])), model.layout, model.value_table, generators)
+    codes = MaskGitScheduler().sample(model.predictor([None]), model.layout, model.value_table, generators)
     assert codes.shape == (1, model.layout.num_tokens)
 
 

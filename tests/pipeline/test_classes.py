@@ -38,7 +38,7 @@ def test_a_text_may_name_several_classes_with_commas_between() -> None:
 
 
 def test_every_imagenet_class_is_found_by_its_id_and_by_all_its_synonyms_together() -> None:
-    table = ClassTable.of_model(1000)
+    table = ClassTable(imagenet_classes())
     for entry in table.classes:
         words = [entry.wnid or "", str(entry.index), ", ".join(entry.names)]
         if len(table.classes[entry.index].names) == 1:
@@ -57,7 +57,8 @@ def test_every_imagenet_class_is_found_by_its_id_and_by_all_its_synonyms_togethe
         ("", "no class"),
         (1000, "0 to 999"),
         ("-1", "0 to 999"),
-        (True, "give an index"),
+        (True, "expected an index"),
+        (2.5, "expected an index"),
         ("crane", "n02012849.*n03126707"),
     ],
 )
@@ -73,17 +74,35 @@ def test_a_class_the_model_never_saw_is_refused_with_some_that_it_knows() -> Non
     assert find_classes("crane", seen=[134, 1]) == [134], "only one of the two cranes was seen"
 
 
-def test_names_of_ones_own_data() -> None:
+def test_class_names_of_the_data() -> None:
     table = ClassTable.of_model(4, ["cats", "dogs", "n02099601", "7"])
     assert table.find_all(["dogs", "golden retriever", "7", 3, "0"]) == [1, 2, 3, 3, 0]
     with pytest.raises(CodaError, match='"cats"'):
         table.find("cat")
 
 
-def test_a_model_of_fewer_unnamed_classes_has_imagenets_names_for_them() -> None:
-    assert ClassTable.of_model(200).find("goldfish") == 1
-    with pytest.raises(CodaError, match="no class"):
-        ClassTable.of_model(200).find("golden retriever")
+def test_a_number_is_an_index_and_another_class_of_that_name_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    table = ClassTable.of_model(4, ["0", "1", "10", "2"])  # folders in the order of their names
+    assert table.find_all([2, "0", "1"]) == [2, 0, 1] and capsys.readouterr().err == ""
+    assert table.find_all("2,3") == [2, 3]
+    first, second = capsys.readouterr().err.splitlines()
+    assert 'index, "10" (2); the class named "2" has index 3' in first and 'index, "2" (3)' in second
+    assert table.find("10") == 2, "not an index"
+
+
+def test_classes_without_names_are_found_by_index_only() -> None:
+    for table in (ClassTable.of_model(200), ClassTable.of_model(1000), ClassTable.of_model(3, ["ant"])):
+        assert table.find("1") == 1 and table[1].name == "1"
+        with pytest.raises(CodaError, match="no class"):
+            table.find("goldfish")
+    with pytest.raises(CodaError, match="has no classes"):
+        ClassTable.of_model(0).find(0)
+
+
+def test_names_are_shown_escaped() -> None:
+    with pytest.raises(CodaError) as error:
+        ClassTable.of_model(1, ["cat\x1b[2J\n"]).find("ca\x1bt")
+    assert str(error.value).isprintable()
 
 
 def test_no_torch_is_loaded() -> None:

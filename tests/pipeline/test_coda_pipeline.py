@@ -86,7 +86,7 @@ def test_a_generator_for_all_or_one_for_each(pipeline: CodaPipeline) -> None:
     assert not torch.equal(unseeded, _codes(pipeline, 0))
     torch.manual_seed(5)
     assert torch.equal(unseeded, _codes(pipeline, 0))
-    with pytest.raises(CodaError, match="2 generators for 3 pictures"):
+    with pytest.raises(CodaError, match="2 generators for 3 images"):
         pipeline(0, num_images_per_class=3, generator=[1, 2])
 
 
@@ -153,7 +153,13 @@ def test_the_callback_can_replace_codes(pipeline: CodaPipeline) -> None:
         ({"class_labels": 4}, "0 to 3"),
         ({"class_labels": "birds"}, "never seen class 3"),
         ({"class_labels": []}, "at least one"),
-        ({"class_labels": 0, "num_images_per_class": 0}, "at least one"),
+        ({"class_labels": 0, "num_images_per_class": 0}, "num_images_per_class 0"),
+        ({"class_labels": 0, "batch_size": 2.5}, "batch_size 2.5"),
+        ({"class_labels": 2.5}, "expected an index"),
+        ({"class_labels": 0, "guidance_scale": float("nan")}, "guidance_scale nan"),
+        ({"class_labels": 0, "generator": 2**63}, "not a seed"),
+        ({"class_labels": 0, "generator": True}, "not a seed"),
+        ({"class_labels": 0, "generator": [1.5]}, "not a seed"),
         ({"class_labels": 0, "output_type": "jpeg"}, "pil, np, pt"),
         ({"class_labels": 0, "num_inference_steps": 2}, "too few"),
         ({"class_labels": 0, "callback_on_step_end_tensor_inputs": ["latents"]}, "latents"),
@@ -340,7 +346,7 @@ def test_a_generator_and_its_tokenizer_make_a_pipeline(
     together = CodaPipeline.from_parts(*parts)
     together.set_progress_bar_config(disable=True)
     assert torch.equal(_codes(together, "dogs", generator=3), _codes(pipeline, "dogs", generator=3))
-    assert together.tokenizer_fingerprint == together.tokenizer.fingerprint
+    assert together.transformer.config.tokenizer_fingerprint == together.tokenizer.fingerprint
     together.save_pretrained(tmp_path / "whole")
     assert together.tokenizer.fingerprint in (tmp_path / "whole" / "README.md").read_text()
     with pytest.raises(CodaError, match="whole pipeline"):
@@ -352,5 +358,5 @@ def test_another_tokenizer_is_refused_and_both_are_named(parts: tuple[Path, Path
     own = CodaTokenizer.from_pretrained(parts[1])
     with pytest.raises(CodaError, match=f"{own.fingerprint}.*{other.fingerprint}"):
         CodaPipeline.from_parts(parts[0], other)
-    with pytest.raises(CodaError, match="no generator"):
+    with pytest.raises(CodaError, match="not a generator"):
         CodaPipeline.from_parts(parts[1], parts[1])
