@@ -18,7 +18,7 @@ from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import log_info
 from coda.tokenizer.images import ImageSource
-from coda.tokenizer.layout import Side
+from coda.tokenizer.layout import Grid
 from coda.tokenizer.settings import AdaptSettings, RunOptions
 from coda.tokenizer.training.run_directory import RunDirectory
 
@@ -40,7 +40,7 @@ class Recipe:
         lora_rank: 0 trains the quantizer alone.
     """
 
-    sides: tuple[Side, ...]
+    sides: tuple[Grid, ...]
     steps: int
     lora_rank: int
 
@@ -48,7 +48,7 @@ class Recipe:
 Rungs = Mapping[str, Recipe]
 
 
-def ladder(sides: Sequence[Side], steps: int, lora_rank: int) -> dict[str, Recipe]:
+def ladder(sides: Sequence[Grid], steps: int, lora_rank: int) -> dict[str, Recipe]:
     """The four rungs; each adds one idea."""
     all_sides = tuple(sides)
     return {
@@ -59,7 +59,7 @@ def ladder(sides: Sequence[Side], steps: int, lora_rank: int) -> dict[str, Recip
     }
 
 
-def level_sweep(sides: Sequence[Side], counts: Sequence[int] | None = None) -> dict[str, Recipe]:
+def level_sweep(sides: Sequence[Grid], counts: Sequence[int] | None = None) -> dict[str, Recipe]:
     """One untrained rung per number of levels, with sides evenly spread over all, including the last.
 
     Args:
@@ -83,7 +83,7 @@ def ablation(
     test_data: str | Path | ImageSource | None = None,
     out: str | Path = "runs/ablation",
     size: int = 256,
-    sides: Sequence[Side | int] | None = None,
+    sides: Sequence[Grid | int] | None = None,
     codebook_size: int = 4096,
     levels: Sequence[int] | None = None,
     steps: int = 200,
@@ -200,7 +200,7 @@ def _report(
     )
 
 
-def _evenly(sides: Sequence[Side], count: int) -> tuple[Side, ...]:
+def _evenly(sides: Sequence[Grid], count: int) -> tuple[Grid, ...]:
     """`count` of the sides, evenly spread, including the last; a single one is the last."""
     if count == 1:
         return (sides[-1],)

@@ -15,7 +15,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
 
-from coda.tokenizer.layout import Side
+from coda.tokenizer.layout import Grid
 
 # Bands of the position features, in periods per picture: from half a period to the Nyquist limit of a 32-cell grid.
 _LOWEST_BAND, _HIGHEST_BAND, _NUM_BANDS = 0.5, 16.0, 16
@@ -128,7 +128,7 @@ class Block(nn.Module):
         return hidden + gate_m * self.mlp(modulated_norm(hidden, shift_m, scale_m))
 
 
-def position_features(side: Side) -> torch.Tensor:
+def position_features(side: Grid) -> torch.Tensor:
     """Sines and cosines of the cells' centres in [0, 1]², row by row: (h·w, POSITION_FEATURES).
 
     Cells of different levels that lie on the same place get the same features, whatever the side of their level.

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from coda.tokenizer.layout import CodeLayout, Side
+from coda.tokenizer.layout import CodeLayout, Grid
 
 from .schedules import mask_ratio
 
@@ -95,7 +95,7 @@ def masked_after_step(unfilled: torch.Tensor, steps: int, mask_schedule: str = "
 
 
 @lru_cache(maxsize=64)
-def halton_order(grid: Side) -> torch.Tensor:
+def halton_order(grid: Grid) -> torch.Tensor:
     """Order in which the Halton sequence (bases 2 and 3) visits the cells of a grid: a permutation, (h·w,) int64.
 
     Neighbors in the order are far apart on the grid (Halton-MaskGIT, arXiv 2503.17076, Section 3.2).

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from coda.tokenizer.foundation.errors import CodaError
-from coda.tokenizer.layout import CodeLayout, Side
+from coda.tokenizer.layout import CodeLayout, Grid
 from coda.tokenizer.quantizer.resampling import upsample
 
 from .masking import halton_order, masked_after_step
@@ -187,7 +187,7 @@ class LevelNoise:
     roll: torch.Tensor
 
 
-def draw_noise(generators: Sequence[torch.Generator], steps: int, grid: Side, device: torch.device) -> LevelNoise:
+def draw_noise(generators: Sequence[torch.Generator], steps: int, grid: Grid, device: torch.device) -> LevelNoise:
     """Draw a level's noise, image by image: 2 · steps · n + 1 numbers each, whatever the order and the known cells."""
     cells = grid[0] * grid[1]
     uniform = [torch.rand(2 * steps * cells + 1, generator=g, device=g.device).to(device) for g in generators]
@@ -196,7 +196,7 @@ def draw_noise(generators: Sequence[torch.Generator], steps: int, grid: Side, de
     return LevelNoise(choice, -torch.log(-torch.log(gumbel.clamp(min=1e-12))), noise[:, 0])
 
 
-def _planned_ranks(order: str, grid: Side, noise: LevelNoise) -> torch.Tensor | None:
+def _planned_ranks(order: str, grid: Grid, noise: LevelNoise) -> torch.Tensor | None:
     """Rank (B, n) of every cell in an order known in advance; None for the order by confidence."""
     if order == "confidence":
         return None

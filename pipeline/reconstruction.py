@@ -82,12 +82,12 @@ def reconstruct(
         raise CodaError(f"levels is {levels}; this tokenizer has 1 to {most}")
     pixels = load_image(image, size or tokenizer.size)
     codes = tokenizer.encode(pixels.to(next(tokenizer.parameters()).device))
-    restored = tokenizer.decode(codes, levels).float().cpu()
+    layout = tokenizer.layout_for(*pixels.shape[-2:])
+    restored = tokenizer.decode(codes, levels, layout).float().cpu()
 
     before, after = to_uint8(pixels), to_uint8(restored)  # (1, 3, H, W)
     difference = (before.short() - after.short()).abs().mul(DIFFERENCE_GAIN).clamp(max=255).to(torch.uint8)
     height, width = before.shape[-2:]
-    layout = tokenizer.layout_for(height, width)
     tokens = layout.offsets[most if levels is None else levels]
     bits = tokens * math.log2(layout.codebook_size)
     return Reconstruction(

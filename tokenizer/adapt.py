@@ -10,7 +10,6 @@ Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, h, w); codes (B, T).
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,11 +19,13 @@ import torch
 from accelerate import Accelerator
 from peft import get_peft_model_state_dict
 
+from .fingerprint import weights_digest
 from .foundation.atomic_io import save_tensors
 from .foundation.errors import CodaError
 from .foundation.launcher import check_batch_size, rank_and_world_size
 from .foundation.progress import log_info, progress
 from .foundation.seeding import derived_seed
+from .foundation.strict_loading import check_weights_finite
 from .images import ImageSource, decode_image, open_images, to_unit, training_batches
 from .images.source import BrokenImage
 from .layout import CodeLayout, default_sides
@@ -44,7 +45,8 @@ from .training.optimization import (
 from .training.perceptual import LiteFeatures
 from .training.run_directory import Checkpoint, RunDirectory
 from .training.trainable_tokenizer import TrainableTokenizer, initialize_from_data
-from .vae.continuous_vae import ContinuousVAE, load_vae
+from .vae.continuous_vae import ContinuousVAE
+from .vae.load import load_vae
 from .vae.lora import add_lora, merge_lora
 
 _LARGEST_DEFAULT_SIZE = 256
@@ -79,11 +81,13 @@ def adapt(
     source = open_images(data)
     vae = load_vae(vae) if isinstance(vae, str | Path) else copy.deepcopy(vae)
     vae = vae.float().eval().requires_grad_(False)
-    for name, tensor in vae.state_dict().items():
-        if not tensor.isfinite().all():
-            raise CodaError(f"the VAE's weights are damaged: {name} has values that are NaN or infinite")
+    check_weights_finite(vae.state_dict(), "the VAE")
     settings = _resolve(settings, vae, source)
-    record = {**asdict(settings), "vae": _digest(vae), "data": source.fingerprint}
+    record = {
+        **asdict(settings),
+        "vae": weights_digest(repr((vae.config["shift"], vae.config["scale"])), vae),
+        "data": source.fingerprint,
+    }
     directory = open_run_directory(accelerator, out, "tokenizer", record, run.overwrite)
     if not directory.complete:
         _train(vae, source, directory, settings, run, accelerator)
@@ -238,12 +242,3 @@ def _write(folder: Path, tokenizer: TrainableTokenizer, settings: AdaptSettings)
         save_tensors(folder / "lora" / "adapter_model.safetensors", get_peft_model_state_dict(autoencoder))
         merge_lora(tokenizer.vae)
     CodaTokenizer(tokenizer.vae, tokenizer.quantizer).save_pretrained(folder)
-
-
-def _digest(vae: ContinuousVAE) -> str:
-    """Hash of a VAE's normalization and weights."""
-    digest = hashlib.sha256(repr((vae.config["shift"], vae.config["scale"])).encode())
-    for name, tensor in sorted(vae.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

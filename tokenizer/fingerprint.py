@@ -1,4 +1,4 @@
-"""What tells one tokenizer from another, and where it is written down."""
+"""Fingerprints: hashes that tell one tokenizer, VAE or model from another."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from .foundation.errors import CodaError
 from .foundation.reading import read_json
@@ -19,11 +20,22 @@ if TYPE_CHECKING:
 MANIFEST = "coda_tokenizer.json"
 
 
-def fingerprint_of(vae: ContinuousVAE, quantizer: ResidualQuantizer) -> str:
-    """SHA-256 over all that decides which codes an image has, and which image codes have.
+def weights_digest(header: str, *modules: nn.Module) -> str:
+    """SHA-256 of a text and of the names, shapes and values (as float32) of the modules' weights."""
+    digest = hashlib.sha256(header.encode())
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            values = tensor.detach().float() if tensor.is_floating_point() else tensor
+            digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
-    That is: every weight as float32, with its name and shape; the autoencoder's description; the latents'
-    normalisation and the image range; layout and norm of the quantizer. Settings of the training (β, …) are left out.
+
+def fingerprint_of(vae: ContinuousVAE, quantizer: ResidualQuantizer) -> str:
+    """Hash of everything that determines the codes of an image and the image of codes.
+
+    This is: all weights; the autoencoder's config; shift, scale and range of the images; layout and norm of the
+    quantizer. Settings of the training (β, …) are left out.
     """
     config = {
         "autoencoder": vae.config.architecture,
@@ -33,20 +45,14 @@ def fingerprint_of(vae: ContinuousVAE, quantizer: ResidualQuantizer) -> str:
         "layout": quantizer.layout.to_json(),
         "norm": quantizer.config.norm,
     }
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for part in (vae, quantizer):
-        for name, tensor in sorted(part.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            values = tensor.detach().float() if tensor.is_floating_point() else tensor  # as they will be loaded
-            digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return weights_digest(json.dumps(config, sort_keys=True), vae, quantizer)
 
 
 def saved_fingerprint(directory: str | Path) -> str:
-    """The fingerprint of a saved tokenizer, read without loading it.
+    """Fingerprint of a saved tokenizer, read without loading it.
 
     Raises:
-        CodaError: There is none.
+        CodaError: If the directory is not a tokenizer.
     """
     manifest = Path(directory) / MANIFEST
     if not manifest.is_file():

@@ -1,12 +1,12 @@
-"""A tokenizer as two ONNX graphs, for where PyTorch is not: images to codes, and codes to images.
+"""Export of a tokenizer as two ONNX graphs, images to codes and codes to images, for use without PyTorch.
 
     directory/
       encoder.onnx    images (B, 3, H, W) float32 in [-1, 1] → codes (B, T) int64
       decoder.onnx    codes (B, T) int64 → images (B, 3, H, W) float32 in [-1, 1]
       onnx.json       size, layout and fingerprint of the tokenizer; written last
 
-The size is fixed, the batch is not. ONNX has no area resizing, and its bicubic one differs from runtime to runtime: as
-both are linear and work along one axis after the other, they are stored as the matrices that PyTorch's own amount to.
+The image size is fixed, the batch size is not. ONNX has no area resizing, and its bicubic resizing depends on the
+runtime. Both are linear and separable, so they are exported as matrices computed with PyTorch.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from torch import nn
 
 from .foundation.atomic_io import write_json
 from .foundation.errors import CodaError
-from .layout import CodeLayout, Side
+from .layout import CodeLayout, Grid
 from .quantizer.resampling import downsample, upsample
 from .tokenizer import CodaTokenizer
 
 ENCODER, DECODER, DESCRIPTION = "encoder.onnx", "decoder.onnx", "onnx.json"
 _OPSET = 18
-_CODES_AT_ONCE = 8192  # of the codebook, so that a runtime never holds all tokens × all codes
+_CODES_AT_ONCE = 8192  # part of the codebook, so that a runtime never holds all tokens × all codes
 
 
 def export_onnx(tokenizer: CodaTokenizer, directory: str | Path, size: tuple[int, int] | None = None) -> None:
-    """Write a tokenizer's encoder and decoder as ONNX graphs.
+    """Export a tokenizer's encoder and decoder as ONNX graphs.
 
     Args:
-        tokenizer: On the CPU, in float32.
-        directory: Where the three files go; made if it is not there.
-        size: (H, W) in pixels that the graphs take; the tokenizer's own if None.
+        tokenizer: A tokenizer on the CPU, in float32.
+        directory: Output directory for the three files.
+        size: Image size (H, W) of the graphs in pixels; the tokenizer's own if None.
 
     Raises:
-        CodaError: onnx or onnxscript is not installed, or the VAE does not take that size.
+        CodaError: If onnx or onnxscript is not installed, or the VAE does not take that size.
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
@@ -50,8 +50,8 @@ def export_onnx(tokenizer: CodaTokenizer, directory: str | Path, size: tuple[int
     folder.mkdir(parents=True, exist_ok=True)
     height, width = size or tokenizer.size
     layout = tokenizer.layout_for(height, width)
-    images = torch.zeros(2, 3, height, width)  # two: a batch of one would be taken for a constant
-    codes = tokenizer.encode(images).as_subclass(torch.Tensor)
+    images = torch.zeros(2, 3, height, width)  # a batch of one would become a constant
+    codes = tokenizer.encode(images)
     _export(_Encoder(tokenizer, layout), images, "images", "codes", folder / ENCODER)
     _export(_Decoder(tokenizer, layout), codes, "codes", "images", folder / DECODER)
     described = {"size": [height, width], "layout": layout.to_json(), "fingerprint": tokenizer.fingerprint}
@@ -61,10 +61,10 @@ def export_onnx(tokenizer: CodaTokenizer, directory: str | Path, size: tuple[int
 class _Resize(nn.Module):
     """`downsample` or `upsample` between two grids, as two matrices."""
 
-    def __init__(self, resize: Callable[[torch.Tensor, Side], torch.Tensor], before: Side, after: Side) -> None:
+    def __init__(self, resize: Callable[[torch.Tensor, Grid], torch.Tensor], before: Grid, after: Grid) -> None:
         super().__init__()
         for name, length, new in (("rows", before[0], after[0]), ("columns", before[1], after[1])):
-            # Each unit vector along one axis; the other has a single cell and stays.
+            # Resize each unit vector along one axis; the other axis has a single cell.
             unit = torch.eye(length, dtype=torch.float64)[:, None, :, None]
             self.register_buffer(name, resize(unit, (new, 1))[:, 0, :, 0].T.float().contiguous())
 
@@ -74,7 +74,7 @@ class _Resize(nn.Module):
 
 
 class _Levels(nn.Module):
-    """What encoder and decoder share: the layout, the value table, and the way up from each level."""
+    """Common part of encoder and decoder: the layout, the value table, and upsampling from each level."""
 
     def __init__(self, tokenizer: CodaTokenizer, layout: CodeLayout) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class _Levels(nn.Module):
         self.ups = nn.ModuleList(_Resize(upsample, side, layout.grid) for side in layout.sides)
 
     def upsampled(self, level: int, codes: torch.Tensor) -> torch.Tensor:
-        """What codes (B, h_l · w_l) of a level add to the latent, (B, C, h, w)."""
+        """Contribution of a level's codes (B, h_l · w_l) to the latent, (B, C, h, w)."""
         values = F.embedding(codes, self.get_buffer("value_table")).movedim(-1, 1)
         return self.ups[level](values.unflatten(-1, self.layout.sides[level]))
 
@@ -106,7 +106,7 @@ class _Encoder(_Levels):
         return torch.cat(found, dim=1)
 
     def search(self, queries: torch.Tensor) -> torch.Tensor:
-        """Codes (N,); of equal logits the first, as `retrieval.argmax_codes` has it."""
+        """Codes (N,) of the largest logits; the first if several are equal, as in `argmax_codes`."""
         peak = codes = None
         for number, keys in enumerate(self.keys):
             logits = queries @ keys.T
@@ -134,7 +134,7 @@ def _export(module: nn.Module, example: torch.Tensor, takes: str, gives: str, pa
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, on how it works inside
+            warnings.simplefilter("ignore")  # about the exporter's internals
             program = torch.onnx.export(
                 module.eval(),
                 (example,),

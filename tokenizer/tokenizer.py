@@ -4,14 +4,14 @@
       vae/                 a ContinuousVAE, its LoRA merged
       quantizer/           a ResidualQuantizer
       README.md            model card
-      coda_tokenizer.json  what they are together, and their fingerprint; written last
+      coda_tokenizer.json  description and fingerprint; written last
 
 Shapes: B images of H × W pixels, T codes each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from .fingerprint import MANIFEST, fingerprint_of, saved_fingerprint
 from .foundation.atomic_io import write_bytes, write_json
 from .foundation.errors import CodaError
 from .foundation.hub import fetch, local_path
-from .foundation.strict_loading import load_strictly
-from .layout import CodeLayout, SizedCodes
+from .layout import CodeLayout
 from .quantizer.residual_quantizer import ResidualQuantizer
 from .vae.continuous_vae import ContinuousVAE
 
@@ -32,24 +31,32 @@ class CodaTokenizer(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to codes (B, T) and back.
 
     Args:
-        vae: Its latents are what the quantizer takes.
-        quantizer: Its last side is the latent's grid.
-        size: (H, W) in pixels, if it is to be checked; the last side times the VAE's factor in any case.
+        vae: Makes latents of images and images of latents.
+        quantizer: Makes codes of the VAE's latents.
+        size: Expected image size (H, W) in pixels; must equal the last side times the VAE's factor.
+        fingerprint: Fingerprint, if it is known; computed from the weights when it is first needed if None.
 
     Raises:
-        CodaError: They do not fit together.
+        CodaError: If they do not fit together.
     """
 
-    def __init__(self, vae: ContinuousVAE, quantizer: ResidualQuantizer, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        vae: ContinuousVAE,
+        quantizer: ResidualQuantizer,
+        size: tuple[int, int] | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
         super().__init__()
         if vae.latent_channels != quantizer.config.latent_channels:
             raise CodaError(
                 f"the VAE has {vae.latent_channels} latent channels, the quantizer {quantizer.config.latent_channels}"
             )
         self.vae, self.quantizer = vae, quantizer
-        self._fingerprint: str | None = None
+        self._fingerprint = fingerprint
         if size is not None and tuple(size) != self.size:
-            raise CodaError(f"images of {_times(size)} do not fit {self.layout}, which are of {_times(self.size)}")
+            height, width = self.size
+            raise CodaError(f"the tokenizer takes images of {height}x{width}, not {size[0]}x{size[1]}")
 
     @property
     def layout(self) -> CodeLayout:
@@ -58,16 +65,16 @@ class CodaTokenizer(nn.Module):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the images that it was adapted on, in pixels."""
+        """(H, W) in pixels of the images that the tokenizer was adapted on."""
         height, width = self.layout.grid
         return height * self.vae.factor, width * self.vae.factor
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits that tell this tokenizer from any other.
+        """64 hexadecimal digits that identify the tokenizer.
 
-        Taken of the weights as they were first asked for, loaded or moved: a copy in half precision still answers for
-        the codes of the original. Saving takes it anew, of what is saved.
+        Computed when it is first needed, or just before the weights are converted to another type: a copy in half
+        precision keeps the fingerprint of the original. `save_pretrained` computes it from the weights that it saves.
         """
         if self._fingerprint is None:
             self._fingerprint = fingerprint_of(self.vae, self.quantizer)
@@ -75,65 +82,59 @@ class CodaTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Codes (B, T) int64, level by level, of images (B, 3, H, W) in [-1, 1]; of the posterior's mode.
+        """Encode images to codes (B, T) int64, level by level, using the mode of the VAE's posterior.
 
-        Images of another size than `size` have other sides, and so more or fewer codes: these are `SizedCodes`, which
-        know their layout.
+        Args:
+            images: (B, 3, H, W) in [-1, 1]. Images of another size than `size` have the layout `layout_for(H, W)`.
 
         Raises:
-            CodaError: The VAE's factor does not divide the size.
+            CodaError: If the images are not in [-1, 1], or the VAE's factor does not divide their size.
         """
-        height, width = images.shape[-2:]
         latents = self.vae.encode(images)
-        if (height, width) == self.size:
-            return self.quantizer.encode(latents)
-        layout = self.layout_for(height, width)
-        return SizedCodes.of(self.quantizer.encode(latents, layout), layout)
+        return self.quantizer.encode(latents, self.layout_for(*images.shape[-2:]))
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, levels: int | None = None, layout: CodeLayout | None = None) -> torch.Tensor:
-        """Images (B, 3, H, W), clamped to [-1, 1], of codes (B, T).
+        """Decode codes (B, T) to images (B, 3, H, W), clamped to [-1, 1].
 
         Args:
-            codes: As `encode` gives them.
-            levels: Use only that many levels, from the coarsest on; all if None.
-            layout: Of the codes, as `layout_for` gives it; that which `SizedCodes` carry, else the own, if None.
+            codes: Codes from `encode`.
+            levels: Number of levels to use, starting with the coarsest; all if None.
+            layout: Layout of the codes, `layout_for(H, W)` for images of another size; the tokenizer's own if None.
         """
-        if isinstance(codes, SizedCodes):
-            layout, codes = layout or codes.code_layout, codes.as_subclass(torch.Tensor)
         return self.vae.decode(self.quantizer.decode(codes, levels, layout)).clamp(-1, 1)
 
     def layout_for(self, height: int, width: int) -> CodeLayout:
-        """Layout of the codes of images of height × width pixels, which the VAE's factor divides."""
+        """Layout of the codes of images of height × width pixels, multiples of the VAE's factor."""
         grid = height // self.vae.factor, width // self.vae.factor
         return self.layout if grid == self.layout.grid else self.layout.scaled(grid)
 
     def enable_tiling(self, tile: int = 512, overlap: int = 64) -> None:
-        """Take large images through the VAE in overlapping tiles, so that memory does not grow with them.
+        """Run the VAE on large images in overlapping tiles, so that memory does not grow with them.
 
         Args:
-            tile: Pixels a side; smaller images go through whole.
-            overlap: Pixels over which neighbours are blended.
+            tile: Side of a tile in pixels; smaller images are not tiled.
+            overlap: Pixels over which neighboring tiles are blended.
 
         Raises:
-            CodaError: The VAE's factor does not divide them, or the overlap is no smaller than the tile.
+            CodaError: If the VAE's factor does not divide them, or the overlap is not smaller than the tile.
         """
         self.vae.enable_tiling(tile, overlap)
 
     def disable_tiling(self) -> None:
-        """Take images through the VAE whole."""
+        """Run the VAE on whole images."""
         self.vae.disable_tiling()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images through codes and back: the reconstruction, (B, 3, H, W) in [-1, 1]."""
-        return self.decode(self.encode(images))
+        """Reconstruct images (B, 3, H, W) in [-1, 1] from their codes."""
+        return self.decode(self.encode(images), layout=self.layout_for(*images.shape[-2:]))
 
     def value_table(self) -> torch.Tensor:
-        """What every code stands for among normalised latents, (K, C)."""
+        """The normalized latent that each code stands for, (K, C)."""
         return self.quantizer.value_table()
 
     def describe(self) -> dict[str, Any]:
-        """What a reader of codes needs to know of their tokenizer, as JSON."""
+        """JSON description of the tokenizer for readers of its codes."""
         return {
             "fingerprint": self.fingerprint,
             "autoencoder": self.vae.config.architecture["_class_name"],
@@ -146,12 +147,12 @@ class CodaTokenizer(nn.Module):
         }
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write a directory that `from_pretrained` reads."""
+        """Save to a directory, for `from_pretrained`."""
         folder = Path(save_directory)
         if folder.is_file():
             raise CodaError(f"{folder} is a file; a tokenizer is saved into a directory")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)  # until all is written, this is no tokenizer
+        (folder / MANIFEST).unlink(missing_ok=True)  # until all is written, this is not a tokenizer
         self.vae.save_pretrained(folder / "vae")
         self.quantizer.save_pretrained(folder / "quantizer")
         described = self.describe() | {"fingerprint": fingerprint_of(self.vae, self.quantizer)}
@@ -165,32 +166,30 @@ class CodaTokenizer(nn.Module):
         """Load a tokenizer from a directory or the hub, frozen and in evaluation mode.
 
         Args:
-            path_or_name: What `save_pretrained` wrote, here or in a hub repository.
-            torch_dtype: Of the weights; float32 if None.
+            path_or_name: Directory that `save_pretrained` wrote, or hub id of one.
+            torch_dtype: Type of the weights; float32 if None.
             **hub: `revision`, `cache_dir`, `token`, `local_files_only`, … for hub ids.
 
         Raises:
-            CodaError: It is not there, damaged, incomplete, or its parts are of different tokenizers.
+            CodaError: If it is missing, damaged or incomplete, or its parts belong to different tokenizers.
         """
         folder = local_path(path_or_name)
         if folder is None:
             folder = fetch(str(path_or_name), [MANIFEST, "vae/*", "quantizer/*"], **hub)
         recorded = saved_fingerprint(folder)
         vae = ContinuousVAE.from_pretrained(folder / "vae")
-        quantizer = load_strictly(ResidualQuantizer, folder / "quantizer").requires_grad_(False).eval()
+        quantizer = ResidualQuantizer.from_pretrained(folder / "quantizer").requires_grad_(False)
         tokenizer = cls(vae, quantizer).eval()
         if tokenizer.fingerprint != recorded:
-            raise CodaError(f"{folder}: weights and {MANIFEST} are not of the same tokenizer, or damaged")
+            raise CodaError(f"{folder} is damaged: weights and {MANIFEST} are not of the same tokenizer")
         return tokenizer if torch_dtype is None else tokenizer.to(torch_dtype)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> CodaTokenizer:
-        """What `.to`, `.half`, `.cuda` … do; the fingerprint is of the weights before."""
-        _ = self.fingerprint
+        """Called by `.to`, `.half`, …: before weights are converted, their fingerprint is taken."""
+        one_per_type = {weight.dtype: weight.new_empty(0) for weight in self.parameters()}
+        if self._fingerprint is None and any(fn(weight).dtype != dtype for dtype, weight in one_per_type.items()):
+            self._fingerprint = fingerprint_of(self.vae, self.quantizer)
         return super()._apply(fn, recurse)
-
-
-def _times(size: Sequence[int]) -> str:
-    return "x".join(str(side) for side in size)
 
 
 def _model_card(described: dict[str, Any], layout: CodeLayout) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from coda.tokenizer.fingerprint import weights_digest
 
 _PACKAGES = ("coda", "torch", "torchvision", "diffusers", "peft", "torch-fidelity", "numpy", "pillow")
 
@@ -71,11 +72,7 @@ def model_identity(model: object) -> str:
     if isinstance(fingerprint, str):
         return f"{name} {fingerprint}"
     if isinstance(model, torch.nn.Module):
-        digest = hashlib.sha256()
-        for key, tensor in sorted(model.state_dict().items()):
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return f"{name} {digest.hexdigest()}"
+        return f"{name} {weights_digest(name, model)}"
     return f"{name} without a fingerprint, {datetime.now(UTC).isoformat()}"
 
 

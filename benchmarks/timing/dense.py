@@ -13,8 +13,7 @@ import torch.nn.functional as F
 
 from coda.tokenizer.quantizer.resampling import downsample, upsample
 from coda.tokenizer.quantizer.residual_quantizer import QuantizerOutput, ResidualQuantizer
-
-_EPSILON = 1e-5
+from coda.tokenizer.quantizer.retrieval import EPSILON
 
 
 def dense_forward(quantizer: ResidualQuantizer, latents: torch.Tensor) -> QuantizerOutput:
@@ -41,7 +40,7 @@ def dense_forward(quantizer: ResidualQuantizer, latents: torch.Tensor) -> Quanti
         probabilities, log_probabilities = tempered.softmax(dim=1), tempered.log_softmax(dim=1)
         sample_entropies.append(-(probabilities * log_probabilities).sum(dim=1).mean())
         mean = probabilities.mean(dim=0)
-        batch_entropies.append(-(mean * (mean + _EPSILON).log()).sum())
+        batch_entropies.append(-(mean * (mean + EPSILON).log()).sum())
         upsampled = upsample(found.movedim(-1, 1), quantizer.layout.grid)
         residual, quantized = residual - upsampled, quantized + upsampled
         codes.append(code.view(len(latents), -1))

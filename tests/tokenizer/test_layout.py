@@ -48,7 +48,12 @@ def test_default_sides_grow_to_the_grid(height, width):
 
 @pytest.mark.parametrize(
     ("sides", "size", "words"),
-    [([], 4, "at least one"), ([4, 2], 4, "largest"), ([0, 2], 4, "at least one cell"), ([1], 1, "2 is the least")],
+    [
+        ([], 4, "at least one"),
+        ([4, 2], 4, "largest"),
+        ([0, 2], 4, "side 0 is 0"),
+        ([1], 1, "codebook size is 1; expected an integer from 2"),
+    ],
 )
 def test_impossible_layouts_are_refused(sides, size, words):
     with pytest.raises(CodaError, match=words):

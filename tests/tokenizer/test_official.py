@@ -85,7 +85,7 @@ def test_settings_of_the_quantizer_are_passed_on(checkpoint):
         tokenizer_from_official(folder, SIDES[folder.name], gamma=1)
 
 
-def test_what_is_no_checkpoint_is_refused(checkpoint, tmp_path):
+def test_other_directories_are_refused(checkpoint, tmp_path):
     folder, _, _ = checkpoint
     with pytest.raises(CodaError, match="no such directory"):
         tokenizer_from_official(tmp_path / "nowhere")
@@ -95,7 +95,7 @@ def test_what_is_no_checkpoint_is_refused(checkpoint, tmp_path):
     with pytest.raises(CodaError, match=r"neither quantizer_ema.pth nor quantizer.pth"):
         tokenizer_from_official(tmp_path)
     shutil.copyfile(folder / "vae_ema.pth", tmp_path / "quantizer_ema.pth")
-    with pytest.raises(CodaError, match="no published quantizer"):
+    with pytest.raises(CodaError, match="not a published quantizer"):
         tokenizer_from_official(tmp_path)
     content = (folder / "vae_ema.pth").read_bytes()
     (tmp_path / "vae_ema.pth").write_bytes(content[: len(content) // 2])

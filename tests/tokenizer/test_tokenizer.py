@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +141,59 @@ def test_a_copy_in_half_precision_answers_for_the_original(tokenizer, images, tm
     assert tokenizer.to(torch.float16)(images).dtype == torch.float16
     half.save_pretrained(tmp_path / "half")  # other weights: another tokenizer
     assert CodaTokenizer.from_pretrained(tmp_path / "half").fingerprint != recorded
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_half_precision_keep_most_codes(tokenizer, images, dtype):
+    expected = tokenizer.encode(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = tokenizer.encode(images)
+        assert tokenizer.decode(under_autocast).shape == images.shape
+    half = tokenizer.to(dtype).encode(images)
+    for codes in (under_autocast, half):  # the VAE rounds its latents, and random codes are close together
+        assert (codes == expected).float().mean() > 0.5
+        assert len(codes.unique()) > 0.5 * len(expected.unique())
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch.save", "deepcopy"])
+def test_tokenizer_vae_and_quantizer_can_be_copied_and_sent(tokenizer, images, how):
+    def copied(module):
+        if how == "deepcopy":
+            return copy.deepcopy(module)
+        if how == "pickle":
+            return pickle.loads(pickle.dumps(module))
+        buffer = io.BytesIO()
+        torch.save(module, buffer)
+        buffer.seek(0)
+        return torch.load(buffer, weights_only=False)
+
+    codes, latents = tokenizer.encode(images), tokenizer.vae.encode(images)
+    assert torch.equal(copied(tokenizer).encode(images), codes)
+    assert torch.equal(copied(tokenizer.vae).encode(images), latents)
+    assert torch.equal(copied(tokenizer.quantizer).encode(latents), codes)
+
+
+@pytest.mark.parametrize("part", ["vae", "quantizer"])
+def test_stale_shards_go_when_a_model_is_saved_again(tokenizer, tmp_path, part):
+    model = getattr(tokenizer, part)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    model.save_pretrained(tmp_path, variant="fp16")
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    for limit in (size // 2, size // 4, 10 * size, size // 3, 10 * size):
+        model.save_pretrained(tmp_path, max_shard_size=limit)
+        loaded = type(model).from_pretrained(tmp_path)
+        assert all(torch.equal(loaded.state_dict()[name], t) for name, t in model.state_dict().items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, WEIGHTS])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["vae", "quantizer"])
+def test_weights_that_are_not_finite_are_found_on_loading(tokenizer, tmp_path, part, value):
+    with torch.no_grad():
+        next(getattr(tokenizer, part).parameters()).view(-1)[0] = value
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(CodaError, match=f"{part} is damaged: NaN or infinite values in "):
+        CodaTokenizer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("part", ["vae", "quantizer"])

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from .errors import CodaError, first_line
 
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 

@@ -1,62 +1,106 @@
-"""Loading that answers for every weight.
+"""Loading and saving of models, with every weight accounted for.
 
-diffusers says nothing of a weight that is missing from a file (it stays on the `meta` device) and only warns of one
-that nothing takes. Here both are errors, and so is a file that is damaged, in one line.
+diffusers says nothing about a weight that is missing from a file (it stays on the `meta` device) and only warns about
+one that the model does not have. Here both are errors, and so are damaged files and weights that are not finite: one
+line each.
 """
 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from .errors import CodaError, first_line
+from .hub import HUB_OPTIONS, fetch, local_path
+from .reading import read_json
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def load_strictly(cls: type[Model], folder: str | Path, **kwargs: Any) -> Model:
-    """`cls.from_pretrained(folder, **kwargs)` of diffusers' base class, with every weight accounted for.
+class StrictModel(ModelMixin, ConfigMixin):
+    """A diffusers model that is loaded whole or not at all, and saved without leaving old weights behind."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """Load what `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: Directory or hub id.
+            **kwargs: As in diffusers: `subfolder`, `torch_dtype`, `variant`, `revision`, `cache_dir`, ….
+
+        Raises:
+            CodaError: If the files are missing or damaged, or a weight is missing, unexpected, misshapen or not finite.
+        """
+        subfolder = kwargs.pop("subfolder", None) or ""
+        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        folder = local_path(pretrained_model_name_or_path)
+        if folder is None:
+            prefix = f"{subfolder}/" if subfolder else ""
+            folder = fetch(str(pretrained_model_name_or_path), [f"{prefix}*.json", f"{prefix}*.safetensors"], **hub)
+        folder = folder / subfolder
+        if not (folder / "config.json").is_file():
+            raise CodaError(f"{folder} has no config.json: it does not hold a {cls.__name__}")
+        name = read_json(folder / "config.json").get("_class_name")
+        if name != cls.__name__:
+            raise CodaError(f"{folder} holds a {name}, not a {cls.__name__}")
+        return load_strictly(cls, folder, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write config and weights for `from_pretrained`; earlier weights of the same variant in the folder go."""
+        if kwargs.get("is_main_process", True):
+            remove_weights(Path(save_directory), kwargs.get("variant"))
+        super().save_pretrained(str(save_directory), **kwargs)
+
+
+def load_strictly(cls: type[Model], folder: str | Path, **kwargs: Any) -> Any:
+    """`cls.from_pretrained(folder, **kwargs)` as diffusers' ModelMixin has it, with every weight accounted for.
 
     Args:
         cls: A ModelMixin.
-        folder: A local folder with `config.json` and weights.
-        **kwargs: As diffusers takes them (`torch_dtype`, `variant`, …).
+        folder: Local folder with `config.json` and weights.
+        **kwargs: As in diffusers (`torch_dtype`, `variant`, `output_loading_info`, …).
 
     Raises:
-        CodaError: The folder or its files are missing or damaged, or weights are missing, left over or misshapen.
+        CodaError: If the files are missing or damaged, or a weight is missing, unexpected, misshapen or not finite.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise CodaError(f"{folder} has no config.json: it does not hold a {cls.__name__}")
+    with_info = kwargs.pop("output_loading_info", False)
+    kwargs.pop("local_files_only", None)
     try:
-        # The mixin's own method, so that a class may call this from its `from_pretrained`.
+        # ModelMixin's own method, since a class may call this function from its `from_pretrained`.
         load = ModelMixin.from_pretrained.__func__
         model, found = load(cls, str(folder), output_loading_info=True, local_files_only=True, **kwargs)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+    except (CodaError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # a damaged or hostile config makes a library raise anything
         raise CodaError(f"{folder} does not hold a whole {cls.__name__}: {first_line(error)}") from error
     on_meta = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     mismatched = [key[0] if isinstance(key, tuple) else key for key in found["mismatched_keys"]]
     check_state_keys(folder, {*found["missing_keys"], *on_meta}, found["unexpected_keys"], mismatched)
-    return model
+    check_weights_finite(model.state_dict(), folder)
+    return (model, found) if with_info else model
 
 
 def load_state_dict_strict(module: nn.Module, state: Mapping[str, torch.Tensor], source: object) -> None:
     """Copy `state` into `module`, which it must fit exactly.
 
     Raises:
-        CodaError: It does not; names what is missing, left over or misshapen.
+        CodaError: If a weight is missing, unexpected, misshapen or not finite.
     """
     own = module.state_dict()
     misshapen = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     check_state_keys(source, own.keys() - state.keys(), state.keys() - own.keys(), misshapen)
+    check_weights_finite(state, source)
     module.load_state_dict(state)
 
 
@@ -70,13 +114,51 @@ def check_state_keys(
         raise CodaError(f"{source} does not fit: {'; '.join(said)}")
 
 
-def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors by name from a .safetensors file, or from a published pickle, of which nothing is run.
-
-    A dictionary wrapped in `model` or `state_dict`, as trainers leave it, is unwrapped.
+def check_weights_finite(state: Mapping[str, torch.Tensor], source: object) -> None:
+    """Check that weights hold no NaN or infinite values.
 
     Raises:
-        CodaError: The file is damaged or holds anything else.
+        CodaError: If some do; names them.
+    """
+    damaged = [
+        name
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all()
+    ]
+    if damaged:
+        raise CodaError(f"{source} is damaged: NaN or infinite values in {_named(sorted(damaged))}")
+
+
+def tensor_shape(state: Mapping[str, torch.Tensor], name: str, ndim: int, source: object) -> torch.Size:
+    """Shape of a tensor from a foreign file.
+
+    Raises:
+        CodaError: If it is missing or does not have `ndim` axes.
+    """
+    if name not in state:
+        raise CodaError(f"{source} does not fit: {name} missing")
+    if state[name].ndim != ndim or not state[name].numel():
+        raise CodaError(f"{source}: {name} has shape {tuple(state[name].shape)}, expected {ndim} axes")
+    return state[name].shape
+
+
+def remove_weights(folder: Path, variant: str | None = None, stem: str = "diffusion_pytorch_model") -> None:
+    """Delete a model's weights from a folder: one file or shards with their index, of one variant (None: of none)."""
+    ending = f".{re.escape(variant)}" if variant else ""
+    whole_or_shard = rf"{stem}{ending}(-\d+-of-\d+)?\.(safetensors|bin)"
+    index = rf"{stem}\.(safetensors|bin)\.index{ending}\.json"
+    for path in folder.glob(f"{stem}*"):
+        if re.fullmatch(f"{whole_or_shard}|{index}", path.name) and (path.is_file() or path.is_symlink()):
+            path.unlink()
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read named tensors from a .safetensors file or a published pickle, without running code.
+
+    A dictionary inside `model` or `state_dict`, as trainers write it, is unwrapped.
+
+    Raises:
+        CodaError: If the file is damaged or holds anything else.
     """
     path = Path(path)
     if not path.is_file():
@@ -90,7 +172,9 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     for wrapper in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise CodaError(f"{path} holds something other than named tensors")
     return dict(state)
 

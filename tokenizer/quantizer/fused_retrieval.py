@@ -25,7 +25,9 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-_EPSILON = 1e-5  # inside the logarithm of the batch entropy, as published
+from .full_precision import without_autocast
+from .retrieval import EPSILON
+
 _PROGRAMS = 264  # at least so many are started where the codes allow it: two for each multiprocessor of an H100
 _FEWEST_CODES = 1024  # of one split: below that, joining costs more than it brings
 
@@ -240,13 +242,14 @@ class _FusedRetrieve(torch.autograd.Function):
         codes, peak, soft, total, norm, moment = launch.search(weigh=True)
         mean = launch.mean_weights(peak, norm)
         entropy = norm.log() - moment / norm
-        batch_entropy = -(mean * (mean + _EPSILON).log()).sum()
+        batch_entropy = -(mean * (mean + EPSILON).log()).sum()
         ctx.save_for_backward(q, k, v, codes, peak, soft, total, norm, entropy, mean)
         ctx.temperature, ctx.blocks = temperature, blocks
         ctx.mark_non_differentiable(codes)
         return codes, F.embedding(codes, v), entropy.mean(), batch_entropy
 
     @staticmethod
+    @without_autocast
     def backward(  # type: ignore[override]
         ctx: Any, _: None, g: torch.Tensor, g_sample: torch.Tensor, g_batch: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
@@ -255,7 +258,7 @@ class _FusedRetrieve(torch.autograd.Function):
         g = g.float()
         gv = torch.zeros_like(v, dtype=torch.float32).index_add_(0, codes, g)
         inner = (g * soft).sum(dim=1) / total**2  # ⟨g, soft⟩ / Σ e^s: p is e^s / Σ e^s
-        w = -(mean + _EPSILON).log() - mean / (mean + _EPSILON)
+        w = -(mean + EPSILON).log() - mean / (mean + EPSILON)
         expected = launch.expected(peak, w) / norm
         own = g_sample * (norm.log() - entropy) - g_batch * expected
         scale = 1 / (len(q) * ctx.temperature * norm)

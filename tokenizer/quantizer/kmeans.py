@@ -1,10 +1,10 @@
-"""A start from the data: residual k-means for the codebook, then attention that retrieves the nearest code.
+"""Initialization from data: residual k-means for the codebook, then attention that retrieves the nearest code.
 
-A random start must learn to retrieve before it can learn to represent. Here the codebook is fitted first, and the
-quantizer's projections are set so that its argmax over attention logits is the nearest neighbor
-(`initialize_nearest_neighbor` derives it). Training then only improves on residual k-means.
+From random weights, training must learn retrieval before it can learn a codebook. Here the codebook is fitted first,
+and the quantizer's projections are set so that the argmax of the attention logits is the nearest neighbor
+(`initialize_nearest_neighbor` has the derivation). Training starts from residual k-means and improves on it.
 
-Shapes: N latents, C channels, K codes; V vectors, of all latents, levels and cells.
+Shapes: N latents, C channels, K codes; V vectors of all latents, levels and cells.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .resampling import downsample, upsample
 from .residual_quantizer import ResidualQuantizer
 from .retrieval import argmax_codes
 
-_REMEMBERED = 0.5  # of the earlier iterations' sums: an iteration that sees part of the data does not forget the rest
+_MOMENTUM = 0.5  # weight of earlier iterations' sums, since an iteration may see only part of the data
 _WIDTH = 64.0  # M in units of the spread
-_DEAD = 0.5  # a code that stands for less than this share of a vector is dead
+_DEAD = 0.5  # a code with fewer vectors than this is dead
 
 
 @torch.no_grad()
@@ -39,24 +39,24 @@ def residual_kmeans(
 ) -> torch.Tensor:
     """Fit one codebook for all levels to latents.
 
-    Every iteration quantizes latents level by level with the codebook as it stands (each level sees what the earlier
-    ones left, quantization errors included), then moves each code to the mean of the vectors that chose it, whatever
-    level they came from. Codes that no vector chose are put where the error is large.
+    Every iteration quantizes latents level by level with the current codebook (each level quantizes the residual of the
+    previous ones), then moves each code to the mean of the vectors that were assigned to it, at any level. Codes
+    without vectors move to vectors with a large error.
 
     Args:
-        latents: (N, C, h, w), normalised; h × w is the last side.
+        latents: (N, C, h, w), normalized; h × w is the last side.
         sides: Grids of the levels, from coarse to fine.
         codebook_size: K.
-        iterations: Passes of Lloyd's algorithm.
-        vectors_per_code: One iteration sees about this many vectors per code, drawn anew each time; all if there are
-            fewer.
-        seed: Of every random choice.
+        iterations: Number of iterations of Lloyd's algorithm.
+        vectors_per_code: Approximate number of vectors per code in an iteration, drawn again each time; all vectors
+            if there are fewer.
+        seed: Seed for all randomness.
 
     Returns:
         (K, C) float32, on the latents' device.
 
     Raises:
-        CodaError: The latents give fewer vectors than the codebook has codes.
+        CodaError: If the latents give fewer vectors than the codebook has codes, or are not finite.
     """
     layout = CodeLayout(sides, codebook_size)
     assert tuple(latents.shape[-2:]) == layout.grid, f"latents {tuple(latents.shape)} do not fit {layout}"
@@ -66,6 +66,8 @@ def residual_kmeans(
             f"{len(latents)} images give {len(latents) * layout.num_tokens} vectors for {codebook_size} codes; "
             f"k-means needs at least {least} images, or a smaller codebook"
         )
+    if not bool(latents.isfinite().all()):
+        raise CodaError("latents hold NaN or infinite values: the images or the VAE's weights are damaged")
     latents = latents.float()
     sample_size = min(len(latents), -(-vectors_per_code * codebook_size // layout.num_tokens))
     codebook = _first_codebook(latents, layout, seed)
@@ -76,12 +78,12 @@ def residual_kmeans(
             generator = step_generator(seed, iteration, "kmeans")
             chosen = torch.randperm(len(latents), generator=generator)[:sample_size].to(latents.device)
             vectors, codes, errors = _quantize(latents[chosen], layout, codebook)
-            sums.mul_(_REMEMBERED).index_add_(0, codes, vectors)
-            counts.mul_(_REMEMBERED).add_(torch.bincount(codes, minlength=codebook_size))
+            sums.mul_(_MOMENTUM).index_add_(0, codes, vectors)
+            counts.mul_(_MOMENTUM).add_(torch.bincount(codes, minlength=codebook_size))
             dead = (counts < _DEAD).nonzero().squeeze(1)
             codebook = torch.where(counts[:, None] < _DEAD, codebook, sums / counts.clamp(min=_DEAD)[:, None])
             if len(dead) and iteration + 1 < iterations:
-                # On the CPU, so that a device's own generator has no say. In proportion to the squared error.
+                # In proportion to the squared error; on the CPU, so that all devices draw the same.
                 seeds = _draw(errors.cpu(), len(dead), generator).to(vectors.device)
                 codebook[dead] = vectors[seeds]
                 sums[dead], counts[dead] = vectors[seeds], 1.0
@@ -95,32 +97,32 @@ def _quantize(
     """Residual quantization by nearest neighbour.
 
     Returns:
-        The vectors that the levels saw (V, C), their codes (V,), their squared errors (V,).
+        Vectors that were quantized (V, C), their codes (V,), their squared errors (V,).
     """
-    # argmin |r − e|² = argmax r·e − |e|²/2: one more column makes it a search for the largest logit.
+    # argmin |r − e|² = argmax r·e − |e|²/2: with one more column it is a search for the largest logit.
     keys = torch.cat([codebook, -codebook.square().sum(dim=1, keepdim=True) / 2], dim=1)
     seen, chosen, errors = [], [], []
     for residual in latents.split(batch_size):
-        for side in layout.sides:
-            level = downsample(residual, side)
+        for grid in layout.sides:
+            level = downsample(residual, grid)
             vectors = level.movedim(1, -1).flatten(0, 2)  # (n, C)
             codes, _ = argmax_codes(F.pad(vectors, (0, 1), value=1.0), keys)
             values = codebook[codes]
             seen.append(vectors)
             chosen.append(codes)
             errors.append((vectors - values).square().sum(dim=1))
-            residual = residual - upsample(values.reshape(len(level), *side, -1).movedim(-1, 1), layout.grid)
+            residual = residual - upsample(values.reshape(len(level), *grid, -1).movedim(-1, 1), layout.grid)
     return torch.cat(seen), torch.cat(chosen), torch.cat(errors)
 
 
 def _first_codebook(latents: torch.Tensor, layout: CodeLayout, seed: int) -> torch.Tensor:
-    """K vectors drawn from what the levels would see if each earlier level had been told exactly, (K, C)."""
+    """K vectors (K, C), drawn from the residuals of all levels if earlier levels were not quantized."""
     generator = step_generator(seed, 0, "first codebook")
     enough = -(-4 * layout.codebook_size // layout.num_tokens)
     chosen = torch.randperm(len(latents), generator=generator)[: max(enough, 1)].to(latents.device)
     residual, vectors = latents[chosen], []
-    for side in layout.sides:
-        level = downsample(residual, side)
+    for grid in layout.sides:
+        level = downsample(residual, grid)
         vectors.append(level.movedim(1, -1).flatten(0, 2))
         residual = residual - upsample(level, layout.grid)
     pool = torch.cat(vectors)
@@ -129,7 +131,7 @@ def _first_codebook(latents: torch.Tensor, layout: CodeLayout, seed: int) -> tor
 
 
 def _draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """`count` indices drawn in proportion to weights (V,); V may be beyond what `torch.multinomial` takes."""
+    """Draw `count` indices in proportion to weights (V,); V may exceed what `torch.multinomial` takes."""
     cumulative = weights.double().cumsum(0)
     places = torch.rand(count, generator=generator, dtype=torch.float64) * cumulative[-1]
     return torch.searchsorted(cumulative, places).clamp_(max=len(weights) - 1)
@@ -139,46 +141,48 @@ def _draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> torc
 def initialize_nearest_neighbor(
     quantizer: ResidualQuantizer, codebook: torch.Tensor, spread: float | None = None, softness: float | None = None
 ) -> None:
-    """Set the quantizer so that it retrieves the nearest code of `codebook`.
+    """Set a quantizer's weights so that it retrieves the nearest code of `codebook`.
 
     With M = 64 times the spread and an isometry B of R^(C+1) into the attention's R^d,
 
         to_q(r) = B (r, M),    to_k(e) = B (e, M),    to_v(e) = e
 
-    RMS normalisation brings both to length √d, so that for r and e small beside M
+    RMS normalization brings both to length √d, so that for r and e small compared with M
 
         q̂·k̂ / √d = √d cos ≈ √d (1 − |r − e|² / 2M²),
 
-    largest for the nearest code. The norms' weights g then set how soft the retrieval is: g² = M² / (σ² √d) makes the
-    logits −|r − e|² / 2σ² and a constant. Where codes lie densely beside σ, the gradient of the soft retrieval is that
-    of the identity; where they lie far apart, it vanishes. Layer normalisation takes the mean off before: nothing
-    changes where B maps to vectors of mean 0.
+    which is largest for the nearest code. The norms' weights g then set the softness of the retrieval: with
+    g² = M² / (σ² √d) the logits are −|r − e|² / 2σ² plus a constant. Where codes are dense compared with σ, the
+    gradient of the soft retrieval is that of the identity; where they are far apart, it vanishes. Layer normalization
+    also subtracts the mean, which is 0 if B maps to vectors of mean 0.
 
-    A larger M brings the cosine closer to the distance and leaves fewer of float32's bits to tell codes apart: 64 is
-    the measured best.
+    A larger M brings the cosine closer to the distance but leaves fewer of float32's bits to distinguish codes; 64 was
+    the best measured.
 
     Args:
-        quantizer: With a norm, and attention wider than C by 1 (layer_norm: by 2) at least.
+        quantizer: Must have a norm and an attention width of at least C + 1 (layer_norm: C + 2).
         codebook: (K, C).
-        spread: Root mean square of the latents' channels; the codebook's own if None.
-        softness: σ in the latents' units; if None, half the distance per channel between neighbouring codes.
+        spread: Root mean square of the latents; that of the codebook if None.
+        softness: σ in the latents' units; if None, half the distance per channel between neighboring codes.
 
     Raises:
-        CodaError: The quantizer cannot be set so.
+        CodaError: If the quantizer has no norm, or its attention is too narrow.
     """
     norm_q, norm_k = quantizer.norm_q, quantizer.norm_k
     d, c = quantizer.to_q.weight.shape
     mean_free = isinstance(norm_q, nn.LayerNorm)
     if isinstance(norm_q, nn.Identity):
-        raise CodaError("the start from k-means needs norm rms_norm or layer_norm; without a norm keys have no |e|²")
+        raise CodaError("initialization from k-means needs norm rms_norm or layer_norm")
     if d < c + 1 + mean_free:
-        raise CodaError(f"the start from k-means needs an attention width of {c + 1 + mean_free} at least, not {d}")
+        raise CodaError(
+            f"initialization from k-means needs an attention width of {c + 1 + mean_free} at least, not {d}"
+        )
     assert quantizer.codebook.weight.shape[1] >= c, "a codebook narrower than the latent cannot hold it"
 
     m = _WIDTH * (spread or float(codebook.square().mean().sqrt()))
-    sigma = softness or _neighbour_distance(codebook) / 2
+    sigma = softness or _neighbor_distance(codebook) / 2
     basis = torch.eye(d, dtype=torch.float64)
-    if mean_free:  # columns 1… of a reflection that takes the first axis to (1, …, 1)/√d are orthogonal to that one
+    if mean_free:  # reflect the first axis to (1, …, 1)/√d: the other columns are orthogonal to it
         ones = torch.full((d,), d**-0.5, dtype=torch.float64)
         mirror = ones - basis[0]
         basis = (basis - 2 * torch.outer(mirror, mirror) / mirror.square().sum())[:, 1:]
@@ -198,8 +202,8 @@ def initialize_nearest_neighbor(
             nn.init.zeros_(norm.bias)
 
 
-def _neighbour_distance(codebook: torch.Tensor, sample: int = 2048) -> float:
-    """Root mean square, per channel, of the distance between a code and the one nearest to it."""
+def _neighbor_distance(codebook: torch.Tensor, sample: int = 2048) -> float:
+    """Root mean square, per channel, of the distance between a code and its nearest neighbor."""
     some = codebook[:: max(1, len(codebook) // sample)]
     nearest = torch.cdist(some, codebook).topk(2, largest=False).values[:, 1]
     return float(nearest.square().mean().div(codebook.shape[1]).sqrt().clamp(min=1e-6))

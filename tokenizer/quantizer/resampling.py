@@ -1,7 +1,6 @@
-"""Between the grid of the latent and the grids of the levels.
+"""Resampling between the grid of the latent and the grids of the levels (paper, Section 3.2).
 
-The residual quantization of one latent is a sum over levels, each seen on its own, smaller grid (paper, Section 3.2).
-Both directions stand here, so that the quantizer, the k-means start and the generator's prefix latents agree.
+Used by the quantizer, k-means and the generator, so that all of them agree.
 """
 
 from __future__ import annotations
@@ -9,30 +8,30 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..layout import CodeLayout, Side
+from ..layout import CodeLayout, Grid
 
 
-def downsample(latents: torch.Tensor, side: Side) -> torch.Tensor:
-    """Latents (B, C, h, w) on the grid of a level, (B, C, h_l, w_l): the mean over each cell's area."""
-    if tuple(latents.shape[-2:]) == tuple(side):
+def downsample(latents: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Resize latents (B, C, h, w) to the grid of a level, (B, C, h_l, w_l), by averaging over each cell's area."""
+    if tuple(latents.shape[-2:]) == tuple(grid):
         return latents
-    return F.interpolate(latents, size=side, mode="area")
+    return F.interpolate(latents, size=grid, mode="area")
 
 
-def upsample(level: torch.Tensor, side: Side) -> torch.Tensor:
-    """What a level says (B, C, h_l, w_l), on the latent's grid (B, C, h, w): bicubic, corners not aligned."""
-    if tuple(level.shape[-2:]) == tuple(side):
+def upsample(level: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Resize a level's values (B, C, h_l, w_l) to the latent's grid, (B, C, h, w): bicubic, corners not aligned."""
+    if tuple(level.shape[-2:]) == tuple(grid):
         return level
-    return F.interpolate(level, size=side, mode="bicubic", align_corners=False)
+    return F.interpolate(level, size=grid, mode="bicubic", align_corners=False)
 
 
 def prefix_latents(codes: torch.Tensor, layout: CodeLayout, value_table: torch.Tensor) -> list[torch.Tensor]:
-    """What the levels say together, before each of them and at the end.
+    """Sum of the levels before each level, and of all levels (VAR's f̂).
 
     Args:
         codes: (B, T) int64.
         layout: Layout of the codes.
-        value_table: (K, C), what each code stands for.
+        value_table: (K, C), the point in latent space that each code stands for.
 
     Returns:
         L + 1 prefix latents (B, C, h, w): zeros before level 0, …, the decoded latent after the last level.

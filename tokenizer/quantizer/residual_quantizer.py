@@ -1,6 +1,6 @@
 """Residual quantization over levels, by attention-based retrieval from one codebook (paper, Sections 3.2 and 3.3).
 
-Shapes: B pictures, C latent channels, h × w the latent's grid, L levels of h_l × w_l cells, T codes in all,
+Shapes: B images, C latent channels, h × w the latent's grid, L levels of h_l × w_l cells, T codes in all,
 K codes in the codebook, D its width, d the attention width.
 """
 
@@ -13,32 +13,35 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from ..foundation.bounds import check_integer, check_number
 from ..foundation.errors import CodaError
+from ..foundation.strict_loading import StrictModel
 from ..layout import CodeLayout
+from .full_precision import LayerNorm, Linear, RMSNorm, at_least_float32, without_autocast
 from .resampling import downsample, prefix_latents, upsample
 from .retrieval import Retrieved, argmax_codes, retrieve
 
 Found = TypeVar("Found")
 
 _KEYS_AT_ONCE = 8192
+_WIDEST = 16_384  # channels, attention width
 
 
 @dataclass(frozen=True)
 class QuantizerOutput:
-    """What a training step needs.
+    """Output of a training step.
 
     Attributes:
-        quantized: (B, C, h, w), sum of the levels; gradients as the paper's straight-through estimator has them.
+        quantized: (B, C, h, w), sum of the levels, with straight-through gradients.
         codes: (B, T) int64, level by level, row by row.
         quantization_loss: Scalar, mean over the levels.
-        entropy_loss: Scalar, mean over the levels; low where tokens are sure and codes are used alike.
-        quantization_losses: (L,), the first of the two per level.
-        sample_entropies: (L,), mean entropy of a token's distribution, nats, at the entropy temperature.
-        batch_entropies: (L,), entropy of the mean distribution, nats.
+        entropy_loss: Scalar, mean over the levels; low if each token is certain and all codes are used equally.
+        quantization_losses: (L,), quantization loss per level.
+        sample_entropies: (L,), mean entropy in nats of a token's distribution, at the entropy temperature.
+        batch_entropies: (L,), entropy in nats of the mean distribution.
     """
 
     quantized: torch.Tensor
@@ -50,20 +53,25 @@ class QuantizerOutput:
     batch_entropies: torch.Tensor
 
 
-class ResidualQuantizer(ModelMixin, ConfigMixin):
+class ResidualQuantizer(StrictModel):
     """Latents ⇄ codes.
+
+    Weights may be float16 or bfloat16 and autocast may be on: it computes in float32 all the same.
 
     Args:
         latent_channels: C.
         codebook_size: K.
-        sides: Grids of the levels, numbers or pairs; the last is the latent's own grid.
+        sides: Grids of the levels, numbers or (h, w) pairs; the last is the latent's grid.
         attention_dim: d; C if None.
-        norm: Of queries and keys: None, "layer_norm" or "rms_norm" (both ε = 1e-5).
+        norm: Normalization of queries and keys: None, "layer_norm" or "rms_norm" (both ε = 1e-5).
         codebook_dim: D; C if None.
-        beta: Weight of the loss that draws codes to latents (β; the paper's is 0.05).
-        entropy_temperature: τ of the entropies.
-        sample_entropy_weight: w_s, of the entropy of single tokens, which is made small.
-        batch_entropy_weight: w_b, of the entropy of their mean, which is made large.
+        beta: β, weight of the loss that moves codes toward latents (0.05 in the paper).
+        entropy_temperature: τ, temperature of both entropies.
+        sample_entropy_weight: w_s, weight of the mean entropy of single tokens, which is minimized.
+        batch_entropy_weight: w_b, weight of the entropy of the mean distribution, which is maximized.
+
+    Raises:
+        CodaError: If an argument is out of its range.
     """
 
     @register_to_config
@@ -83,15 +91,25 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         super().__init__()
         self.layout = CodeLayout(sides, codebook_size)
         d, width = attention_dim or latent_channels, codebook_dim or latent_channels
+        for name, dim in (("latent_channels", latent_channels), ("attention_dim", d), ("codebook_dim", width)):
+            check_integer(name, dim, 1, _WIDEST)
+        check_number("entropy_temperature", entropy_temperature, positive=True)
+        for name, weight in (
+            ("beta", beta),
+            ("sample_entropy_weight", sample_entropy_weight),
+            ("batch_entropy_weight", batch_entropy_weight),
+        ):
+            check_number(name, weight)
         self.scale = 1 / math.sqrt(d)
         self.codebook = nn.Embedding(codebook_size, width)
-        self.to_q = nn.Linear(latent_channels, d)
-        self.to_k = nn.Linear(width, d)
-        self.to_v = nn.Linear(width, latent_channels)
+        self.to_q = Linear(latent_channels, d)
+        self.to_k = Linear(width, d)
+        self.to_v = Linear(width, latent_channels)
         self.norm_q, self.norm_k = _norm(norm, d), _norm(norm, d)
 
+    @without_autocast
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
-        """Quantize normalised latents (B, C, h, w), with both losses and straight-through gradients."""
+        """Quantize normalized latents (B, C, h, w), with both losses and straight-through gradients."""
         latents = self._checked(latents)
         keys, values = self.keys(), self.values()  # the same at every level: once per step
         tau, beta = self.config.entropy_temperature, self.config.beta
@@ -126,8 +144,17 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         )
 
     @torch.no_grad()
+    @without_autocast
     def encode(self, latents: torch.Tensor, layout: CodeLayout | None = None) -> torch.Tensor:
-        """Codes (B, T) int64 of normalised latents (B, C, h, w), in a layout; in this quantizer's own if None."""
+        """Encode normalized latents (B, C, h, w) to codes (B, T) int64.
+
+        Args:
+            latents: Finite numbers of any floating-point type.
+            layout: Layout of the codes; the quantizer's own if None.
+
+        Raises:
+            CodaError: If the latents have another shape, or hold NaN or infinite values.
+        """
         latents = self._checked(latents)
         values = self.values()
         queries, keys = self.folded_queries_and_keys()
@@ -141,12 +168,12 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, levels: int | None = None, layout: CodeLayout | None = None) -> torch.Tensor:
-        """Normalised latents (B, C, h, w) of codes (B, T).
+        """Decode codes (B, T) to normalized latents (B, C, h, w).
 
         Args:
             codes: Integers in [0, K).
-            levels: Use only that many levels, from the coarsest on; all of them if None.
-            layout: Of the codes; this quantizer's own if None.
+            levels: Number of levels to use, starting with the coarsest; all if None.
+            layout: Layout of the codes; the quantizer's own if None.
         """
         count = self.layout.num_levels if levels is None else levels
         if not 0 <= count <= self.layout.num_levels:
@@ -157,35 +184,39 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         return prefix_latents(codes.long(), layout or self.layout, self.value_table())[count]
 
     def value_table(self) -> torch.Tensor:
-        """What every code stands for in latent space, (K, C)."""
+        """The point in latent space that each code stands for, (K, C)."""
         return self.values().detach()
 
+    @without_autocast
     def queries(self, latents: torch.Tensor) -> torch.Tensor:
-        """Queries (N, d) of latents (B, C, h, w), pictures then rows, scaled by 1/√d."""
+        """Queries (N, d) of latents (B, C, h, w), images then rows, scaled by 1/√d."""
         return self.norm_q(self.to_q(latents.movedim(1, -1).flatten(0, 2))) * self.scale
 
+    @without_autocast
     def keys(self) -> torch.Tensor:
         """Keys (K, d) of all codes."""
         return self.norm_k(self.to_k(self.codebook.weight))
 
+    @without_autocast
     def values(self) -> torch.Tensor:
         """Values (K, C) of all codes."""
         return self.to_v(self.codebook.weight)
 
+    @without_autocast
     def folded_queries_and_keys(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
-        """Queries of latents, and keys, that have their largest product where `queries` and `keys` have it.
+        """A function from latents to queries, and keys, with the same best code as `queries` and `keys` but cheaper.
 
-        With q = W z + b, q·k = z·(k W) + k·b: `to_q` goes into the keys, and products run over C + 1 numbers instead of
-        d. An RMSNorm scales all logits of a token alike, so only its weights matter; a LayerNorm subtracts a mean
-        besides, and keeps the long way.
+        With q = W z + b, q·k = z·(k W) + k·b: `to_q` is folded into the keys, and products run over C + 1 numbers
+        instead of d. An RMSNorm scales all logits of a token by the same factor, so only its weights matter. A
+        LayerNorm also subtracts a mean, so nothing is folded.
         """
         d, c = self.to_q.weight.shape
         if isinstance(self.norm_q, nn.LayerNorm) or c + 1 >= d:
             return self.queries, self.keys()
-        to_q = torch.cat([self.to_q.weight, self.to_q.bias[:, None]], dim=1)  # (d, C + 1)
+        to_q = at_least_float32(torch.cat([self.to_q.weight, self.to_q.bias[:, None]], dim=1))  # (d, C + 1)
         if isinstance(self.norm_q, nn.RMSNorm):
             to_q = to_q * self.norm_q.weight[:, None]
-        # In blocks that stay in a core's cache: at K = 65,536 several times faster than at once.
+        # In blocks that fit a core's cache: at K = 65,536 several times faster than all at once.
         keys = [self.norm_k(self.to_k(block)) @ to_q for block in self.codebook.weight.split(_KEYS_AT_ONCE)]
         return lambda latents: F.pad(latents.movedim(1, -1).flatten(0, 2), (0, 1), value=1.0), torch.cat(keys)
 
@@ -195,7 +226,7 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
         retrieve_level: Callable[[torch.Tensor], tuple[Found, torch.Tensor]],
         layout: CodeLayout | None = None,
     ) -> Iterator[tuple[torch.Tensor, Found, torch.Tensor]]:
-        """The residual loop (paper, Section 3.2): per level what it saw, what it found, what that adds."""
+        """The residual loop (paper, Section 3.2): yields each level's input, its retrieval and its contribution."""
         b, c, h, w = latents.shape
         residual = latents
         for height, width in (layout or self.layout).sides:
@@ -210,7 +241,12 @@ class ResidualQuantizer(ModelMixin, ConfigMixin):
             raise CodaError(
                 f"latents have shape {tuple(latents.shape)}, expected (B, {self.config.latent_channels}, h, w)"
             )
-        return latents.to(self.codebook.weight.dtype)
+        if not len(latents):
+            raise CodaError("there are no latents to quantize: the batch is empty")
+        latents = latents.to(torch.promote_types(self.codebook.weight.dtype, torch.float32))
+        if not torch.compiler.is_compiling() and not bool(latents.isfinite().all()):
+            raise CodaError("latents hold NaN or infinite values: the images or the VAE's weights are damaged")
+        return latents
 
 
 def _norm(name: str | None, dim: int) -> nn.Module:
@@ -218,7 +254,7 @@ def _norm(name: str | None, dim: int) -> nn.Module:
         case None:
             return nn.Identity()
         case "layer_norm":
-            return nn.LayerNorm(dim, eps=1e-5)
+            return LayerNorm(dim, eps=1e-5)
         case "rms_norm":
-            return nn.RMSNorm(dim, eps=1e-5)
-    raise CodaError(f"norm {name!r} is not known; it is none, layer_norm or rms_norm")
+            return RMSNorm(dim, eps=1e-5)
+    raise CodaError(f"norm {name!r} is not known; expected none, layer_norm or rms_norm")

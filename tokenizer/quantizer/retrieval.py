@@ -11,7 +11,7 @@ and, over the tokens, the two entropies of the paper's loss (Section 3.3),
     sample entropy = mean_t H(π_t),    batch entropy = −Σ_j π̄_j log(π̄_j + ε),    π̄ = mean_t π_t.
 
 **Backward.** Nothing of size N × K is kept: the logits are made again, tile by tile, from the saved maximum and
-normalisers. With g = ∂L/∂value, a = v·g and softmax's derivative ∂s = p ⊙ (a − Σ_j p_j a_j), the inner sum is
+normalizers. With g = ∂L/∂value, a = v·g and softmax's derivative ∂s = p ⊙ (a − Σ_j p_j a_j), the inner sum is
 ⟨g, soft⟩ with soft = Σ_j p_j v_j, a C-vector saved by the forward pass. The value is linear in the one-hot, so values
 receive g at the code alone. For the entropies, with upstream gradients γ_s and γ_b,
 
@@ -45,19 +45,19 @@ import torch
 import torch.nn.functional as F
 
 from ..foundation.errors import CodaError
+from .full_precision import at_least_float32, without_autocast
 
-_FEW = 128  # up to one pair of token and code in so many is kept by itself: 20 bytes each, until the backward pass
-_PAIRS_AT_ONCE = 8192  # of them in the backward pass
-_EPSILON = 1e-5  # inside the logarithm of the batch entropy, as published
-
-_FUSED_WIDTH = 128  # widths beyond that would not stay in the registers of the fused kernels
+EPSILON = 1e-5  # inside the logarithm of the batch entropy, as published
+_FEW = 128  # near pairs are kept if they are at most one in so many pairs; 20 bytes each, until the backward pass
+_PAIRS_AT_ONCE = 8192  # near pairs handled at once in the backward pass
+_FUSED_WIDTH = 128  # greatest width that stays in the registers of the fused kernels
 
 Tile = tuple[int, int]
 Backend = Literal["tiled", "fused"]
 
 
 class Retrieved(NamedTuple):
-    """What a level's tokens found.
+    """Result of a retrieval.
 
     codes: (N,) int64. values: (N, C), hard in value, soft in gradient. sample_entropy, batch_entropy: scalars.
     """
@@ -68,18 +68,19 @@ class Retrieved(NamedTuple):
     batch_entropy: torch.Tensor
 
 
+@without_autocast
 def retrieve(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, temperature: float, tile: Tile | None = None
 ) -> Retrieved:
-    """Retrieve with straight-through gradients and both entropies.
+    """Retrieve with straight-through gradients and both entropies, in float32 or wider.
 
     Args:
         queries: (N, d), scaled by 1/√d.
         keys: (K, d).
         values: (K, C).
         temperature: τ of the entropies, > 0.
-        tile: (tokens, codes) of one tile; chosen by device if None. Results do not depend on it but for rounding.
-            Where one is given, or in float64, no fused kernel is taken.
+        tile: (tokens, codes) of one tile; chosen by device if None. Results depend on it by rounding only. If it is
+            given, or in float64, the fused kernels are not used.
     """
     if (
         tile is None
@@ -88,26 +89,29 @@ def retrieve(
         from .fused_retrieval import fused_retrieve
 
         return Retrieved(*fused_retrieve(queries, keys, values, temperature))
-    return Retrieved(*_Retrieve.apply(queries, keys, values, temperature, tile or _default_tile(queries)))
+    tensors = (at_least_float32(tensor) for tensor in (queries, keys, values))
+    found = Retrieved(*_Retrieve.apply(*tensors, temperature, tile or _default_tile(queries)))
+    return found._replace(values=found.values.to(values.dtype))
 
 
+@without_autocast
 def argmax_codes(
     queries: torch.Tensor, keys: torch.Tensor, tile: Tile | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index (N,) int64 and value (N,) of each token's largest logit; the first index where several are equal."""
+    """Index (N,) int64 and value (N,) of each token's largest logit; the first index if several are equal."""
     return _argmax_codes(queries, keys, tile)
 
 
 def retrieval_backend(device: torch.device, dtype: torch.dtype, width: int = 16) -> Backend:
-    """Which implementation runs: what CODA_RETRIEVAL names, by default ("auto") the fused kernels where they can run.
+    """Name of the implementation that runs: that of CODA_RETRIEVAL; if "auto", the fused kernels where they can run.
 
     Args:
-        device: Of the tensors.
-        dtype: Of the tensors; the fused kernels take float32, bfloat16 and float16.
+        device: Device of the tensors.
+        dtype: Type of the tensors; the fused kernels take float32, bfloat16 and float16.
         width: The larger of d and C.
 
     Raises:
-        CodaError: CODA_RETRIEVAL is no backend, or names "fused" where no Triton is or no kernel can run.
+        CodaError: If CODA_RETRIEVAL is not a backend, or is "fused" and the fused kernels cannot run.
     """
     wanted = os.environ.get("CODA_RETRIEVAL", "auto")
     if wanted not in ("auto", "tiled", "fused"):
@@ -126,7 +130,7 @@ def retrieval_backend(device: torch.device, dtype: torch.dtype, width: int = 16)
     return "tiled"
 
 
-# An operator of its own, because its steps depend on the data: a graph that is compiled keeps it whole.
+# A custom operator, because its steps depend on the data: a compiled graph keeps it whole.
 @torch.library.custom_op("coda::argmax_codes", mutates_args=())
 def _argmax_codes(
     queries: torch.Tensor, keys: torch.Tensor, tile: Sequence[int] | None
@@ -136,8 +140,8 @@ def _argmax_codes(
 
         return fused_argmax_codes(queries, keys)
     tokens, width = tile or _default_tile(queries)
-    codes, tops = _search(queries, keys, (tokens, width))
-    return codes, tops.amax(dim=0)
+    codes, tops = _search(at_least_float32(queries), at_least_float32(keys), (tokens, width))
+    return codes, tops.amax(dim=0).to(queries.dtype)
 
 
 @_argmax_codes.register_fake
@@ -151,7 +155,7 @@ def _search(queries: torch.Tensor, keys: torch.Tensor, tile: Tile) -> tuple[torc
     codes = queries.new_empty(len(queries), dtype=torch.int64)
     tiles = keys.T.split(width, dim=1)  # (d, codes) each
     tops = queries.new_empty(len(tiles), len(queries))
-    space = queries.new_empty(min(tokens, len(queries)) * width)  # one tile, whose memory is not fetched anew each time
+    space = queries.new_empty(min(tokens, len(queries)) * width)  # one tile, allocated once
     for rows in _blocks(len(queries), tokens):
         count = rows.stop - rows.start
         block = queries[rows]
@@ -167,7 +171,7 @@ def _search(queries: torch.Tensor, keys: torch.Tensor, tile: Tile) -> tuple[torc
 
 
 class _Retrieve(torch.autograd.Function):
-    """The forward and backward pass that the head of this file derives."""
+    """The forward and backward pass derived at the top of this file."""
 
     @staticmethod
     def forward(
@@ -198,10 +202,10 @@ class _Retrieve(torch.autograd.Function):
             for rows, columns in _tiles(q, k, tile):
                 e = _clamped_scores(q[rows], k[columns], peak[rows], temperature).exp_()
                 mean[columns].addmv_(e.T, 1 / norm[rows])
-        norm.masked_fill_(norm == 0, 1)  # a τ so small that what rounds the largest logit is more than the floor
+        norm.masked_fill_(norm == 0, 1)  # if τ is so small that the rounding of the largest logit exceeds the floor
         mean /= len(q)
         entropy = norm.log() - moment / norm  # (N,) H(π_t)
-        batch_entropy = -(mean * (mean + _EPSILON).log()).sum()
+        batch_entropy = -(mean * (mean + EPSILON).log()).sum()
 
         ctx.save_for_backward(q, k, v1, codes, peak, soft1, norm, entropy, mean, *(near or ()))
         ctx.temperature, ctx.tile = temperature, tile
@@ -209,6 +213,7 @@ class _Retrieve(torch.autograd.Function):
         return codes, F.embedding(codes, v), entropy.mean(), batch_entropy
 
     @staticmethod
+    @without_autocast
     def backward(  # type: ignore[override]
         ctx: Any, _: None, g: torch.Tensor, g_sample: torch.Tensor, g_batch: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
@@ -225,7 +230,7 @@ class _Retrieve(torch.autograd.Function):
             gq[rows].addmm_(ds, k[columns])
             gk[columns].addmm_(ds.T, q[rows])
 
-        w = -(mean + _EPSILON).log() - mean / (mean + _EPSILON)
+        w = -(mean + EPSILON).log() - mean / (mean + EPSILON)
         expected = torch.zeros_like(norm)  # Σ_j π_j w_j
         scale = 1 / (len(q) * tau * norm)
         own = g_sample * (norm.log() - entropy)  # log π = x − log norm: the part of c − Σ_j π_j c_j that is the token's
@@ -261,27 +266,27 @@ def _weights(q: torch.Tensor, k: torch.Tensor, peak: torch.Tensor) -> torch.Tens
 def _scores(q: torch.Tensor, k: torch.Tensor, peak: torch.Tensor, temperature: float) -> torch.Tensor:
     """One tile of x = (s − max s) / τ.
 
-    The product starts from −max s: what it rounds is then as small as what remains, which 1/τ makes large.
+    The product starts from −max s, so that its rounding error is as small as the difference, which 1/τ then enlarges.
     """
     return torch.addmm(peak, q, k.T, beta=-1).div_(temperature)
 
 
 def _clamped_scores(q: torch.Tensor, k: torch.Tensor, peak: torch.Tensor, temperature: float) -> torch.Tensor:
-    """`_scores` with what does not count raised to the floor, where `exp` is fast."""
+    """`_scores` clamped from below to the floor, where `exp` is fast."""
     return _scores(q, k, peak, temperature).clamp_(min=_floor(k))
 
 
 def _floor(k: torch.Tensor) -> float:
-    """The least logit below the largest that counts.
+    """The lowest logit, relative to the largest, that still counts.
 
-    All codes together that lie beneath it would add less to a sum than rounding does, even where 1/τ and the logit
-    itself multiply them: hence e^-10.
+    All codes below it together would add less to a sum than rounding does, even when multiplied by 1/τ and the logit:
+    hence e^-10.
     """
     return math.log(torch.finfo(k.dtype).eps / len(k)) - 10
 
 
 class _Near(NamedTuple):
-    """The pairs of tokens and codes that count at a low temperature: those with x above the floor."""
+    """Pairs of tokens and codes that count at a low temperature: those with x above the floor."""
 
     tokens: torch.Tensor
     codes: torch.Tensor
@@ -291,9 +296,9 @@ class _Near(NamedTuple):
 def _near(
     q: torch.Tensor, k: torch.Tensor, peak: torch.Tensor, tops: torch.Tensor, temperature: float, tile: Tile
 ) -> _Near | None:
-    """All near pairs, where they are few; None where they are more than a `_FEW`-th of all pairs."""
+    """All near pairs; None if they are more than one in `_FEW` pairs."""
     floor = _floor(k)
-    close = tops > peak.T + floor * temperature  # (tiles, N): the tiles in which a token can have near codes
+    close = tops > peak.T + floor * temperature  # (tiles, N): tiles in which a token can have near codes
     found, left = [], len(q) * len(k) // _FEW
     for columns, rows in zip(_blocks(len(k), tile[1]), close, strict=True):
         for tokens in rows.nonzero()[:, 0].split(tile[0]):
@@ -307,7 +312,7 @@ def _near(
 
 
 def _tiles(q: torch.Tensor, k: torch.Tensor, tile: Tile) -> Iterator[tuple[slice, slice]]:
-    """Tokens and codes of all tiles."""
+    """Slices of tokens and codes of all tiles."""
     for rows in _blocks(len(q), tile[0]):
         for columns in _blocks(len(k), tile[1]):
             yield rows, columns
@@ -321,5 +326,5 @@ def _blocks(length: int, size: int) -> Iterator[slice]:
 def _default_tile(queries: torch.Tensor) -> Tile:
     if queries.device.type != "cpu":
         return 4096, 8192
-    # Few tokens take more codes at a time: what matters is how large a tile is, and how many there are.
+    # Few tokens take more codes at a time: speed depends on the size of a tile and on their number.
     return 1024, 512 if len(queries) >= 256 else 8192

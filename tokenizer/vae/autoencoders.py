@@ -1,8 +1,8 @@
-"""Which of diffusers' autoencoders can be adapted, and what each of them says about its latents.
+"""The autoencoders of diffusers that can be adapted, and how each of them describes its latents.
 
-An autoencoder belongs here if it takes one RGB image (B, 3, H, W) to one continuous latent (B, C, h, w) and back, the
-same way every time. Those that do not, and why, are in `_REFUSED`; classes for video (B, C, T, H, W), audio and
-molecules are refused as a whole.
+An autoencoder can be adapted if it takes an RGB image (B, 3, H, W) to a continuous latent (B, C, h, w) and back,
+deterministically. `_REFUSED` lists some that do not, and why; classes for video (B, C, T, H, W), audio and molecules
+are refused altogether.
 """
 
 from __future__ import annotations
@@ -16,35 +16,37 @@ import diffusers
 import torch
 from torch import nn
 
-from ..foundation.errors import CodaError
+from ..foundation.bounds import check_integer
+from ..foundation.errors import CodaError, first_line, shown
 from .taef2 import AutoencoderTinyMidNorm
 
-# What the published training adapts (paper, Section 3.4), as ends of module names, which is what peft matches: both
-# convolutions of every residual block; in KL16 those that change the resolution too.
+# The layers that the published training adapts (paper, Section 3.4), as suffixes of module names, which peft matches:
+# both convolutions of every residual block; in KL16 also those that change the resolution.
 _RESNET_CONVOLUTIONS = ("conv1", "conv2")
 _KL16_RESAMPLING = ("downsamplers.0.conv", "upsamplers.0.conv")
 
 _REFUSED = {
-    "VQModel": "it is discrete already",
-    "ConsistencyDecoderVAE": "its decoder draws samples; take the AutoencoderKL that it was made for",
+    "VQModel": "it is already discrete",
+    "ConsistencyDecoderVAE": "its decoder is random; use the AutoencoderKL that it was made for",
     "AutoencoderKLTemporalDecoder": "its decoder makes video",
 }
 
+_MOST_MODULES = 512  # greatest number of layers, blocks, heads, … that a config may ask for
+_LARGEST_INTEGER = 65_536  # greatest of its other integers, such as channels
 
-# One of diffusers' models; which of them, and so its attributes, is only known when it runs.
-Autoencoder = Any
+Autoencoder = Any  # one of diffusers' models; its attributes depend on the class
 
 
 @dataclass(frozen=True)
 class AutoencoderSpec:
-    """What differs from class to class; each function reads the autoencoder's config.
+    """The differences between classes of autoencoders; each function takes the autoencoder's config.
 
     Attributes:
         factor: Pixels per latent cell along one axis.
         latent_channels: Key of C in the config.
-        lora_targets: Ends of the names of the modules that LoRA goes to.
-        image_range: What the autoencoder calls black and white, "-1,1" or "0,1".
-        fixed_size: The one image side it can take, where there is just one.
+        lora_targets: Suffixes of the names of modules that get a LoRA.
+        image_range: Range of the autoencoder's images, "-1,1" or "0,1".
+        fixed_size: Side of the only square images that it takes, if there is only one.
     """
 
     factor: Callable[[Any], int]
@@ -55,7 +57,7 @@ class AutoencoderSpec:
 
 
 def _halvings(key: str) -> Callable[[Any], int]:
-    """A factor of two between any two entries of the config's `key`."""
+    """A factor of two between consecutive entries of the config's `key`."""
     return lambda config: 2 ** (len(config[key]) - 1)
 
 
@@ -79,7 +81,7 @@ SPECS: Mapping[str, AutoencoderSpec] = {
         latent_channels="z_channels",
         lora_targets=("conv1", "conv2", "downsample.spatial_conv", "upsample.spatial_conv"),
     ),
-    # A frozen vision transformer with a decoder trained on its features: only the decoder is adapted.
+    # A frozen vision transformer and a decoder trained on its features: only the decoder is adapted.
     "AutoencoderRAE": AutoencoderSpec(
         lambda config: config.patch_size,
         latent_channels="encoder_hidden_size",
@@ -91,64 +93,98 @@ SPECS: Mapping[str, AutoencoderSpec] = {
 
 
 def autoencoder_class(name: object, where: object) -> type[Autoencoder]:
-    """The class called `name`, if it can be adapted.
+    """Look up a class of autoencoders.
 
     Args:
         name: `_class_name` of a config.
-        where: What the config belongs to, for the message.
+        where: Source of the config, for the message.
 
     Raises:
-        CodaError: It cannot, or there is no such class.
+        CodaError: If there is no such class, or it cannot be adapted.
     """
-    if name in SPECS:
+    if isinstance(name, str) and name in SPECS:
         if name == "AutoencoderTinyMidNorm":
             return AutoencoderTinyMidNorm
-        found = getattr(diffusers, str(name), None)
+        found = getattr(diffusers, name, None)
         if found is not None:
             return found
-        raise CodaError(f"{where} holds a {name}, which diffusers {diffusers.__version__} does not have; update it")
+        raise CodaError(
+            f"{where} holds a {shown(name)}, which diffusers {diffusers.__version__} does not have; update it"
+        )
     reason = _REFUSED.get(str(name), "it is not a 2-D image autoencoder that coda knows")
-    raise CodaError(f"{where} holds a {name}, which cannot be adapted: {reason} (known: {', '.join(SPECS)})")
+    raise CodaError(f"{where} holds a {shown(name)}, which cannot be adapted: {reason} (known: {', '.join(SPECS)})")
 
 
 def lora_targets(autoencoder: Autoencoder) -> tuple[str, ...]:
-    """Ends of the names of the modules that LoRA goes to: 66 in KL16 and 48 in FLUX.1's VAE, as published."""
+    """Suffixes of the names of modules that get a LoRA: as published, 66 modules in KL16 and 48 in FLUX.1's VAE."""
     targets = SPECS[type(autoencoder).__name__].lora_targets
     is_kl16 = "AttnDownEncoderBlock2D" in autoencoder.config.get("down_block_types", ())
     return targets + _KL16_RESAMPLING if is_kl16 else targets
 
 
 def to_config(autoencoder: Autoencoder) -> dict[str, Any]:
-    """The config from which `from_config` makes the same autoencoder, with random weights."""
+    """Config of an autoencoder, as JSON, for `from_config`."""
     parameters = inspect.signature(type(autoencoder).__init__).parameters
     config = {key: value for key, value in autoencoder.config.items() if key in parameters}
     return {"_class_name": type(autoencoder).__name__, **config}
 
 
-def from_config(description: Mapping[str, Any]) -> Autoencoder:
-    """An autoencoder with random weights, from what `to_config` gave."""
-    arguments = dict(description)
-    cls = autoencoder_class(arguments.pop("_class_name", None), "the description")
+def from_config(config: Mapping[str, Any]) -> Autoencoder:
+    """Make an autoencoder with random weights from what `to_config` gave.
+
+    Raises:
+        CodaError: If the config is damaged, or asks for an absurdly large model.
+    """
+    if not isinstance(config, Mapping):
+        raise CodaError(f"the architecture is {shown(repr(config))[:60]}, expected a JSON object")
+    arguments = dict(config)
+    cls = autoencoder_class(arguments.pop("_class_name", None), "the config")
+    check_architecture(arguments, cls.__name__)
     try:
         return cls(**arguments)
-    except (TypeError, ValueError) as error:
-        raise CodaError(f"the description of the {cls.__name__} is wrong: {error}") from error
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # diffusers checks few of its arguments
+        raise CodaError(f"the config of the {cls.__name__} is damaged: {first_line(error)}") from error
+
+
+def check_architecture(config: Mapping[str, Any], where: object) -> None:
+    """Check the numbers in an autoencoder's config before a model is made from it.
+
+    Raises:
+        CodaError: If one of them is out of bounds.
+    """
+    for key, value in config.items():
+        if key.startswith("_") or key in ("latents_mean", "latents_std"):
+            continue
+        counts = any(word in key for word in ("num_", "layers", "blocks", "depth"))
+        _check_integers(f"{where}: {shown(key)}", value, _MOST_MODULES if counts else _LARGEST_INTEGER)
+
+
+def _check_integers(name: str, value: object, high: int) -> None:
+    """Check integers in a value and in its nested lists, none of which may be longer than `_MOST_MODULES`."""
+    if isinstance(value, list | tuple):
+        check_integer(f"{name}: length", len(value), 0, _MOST_MODULES)
+        for item in value:
+            _check_integers(name, item, high)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        check_integer(name, value, 0, high)
 
 
 def published_normalization(autoencoder: Autoencoder) -> tuple[list[float], list[float]] | None:
-    """Shift and scale of the latents as the autoencoder itself states them, each one number or C.
+    """Shift and scale of an autoencoder's latents according to its config or weights, each one number or C.
 
-    Normalised latents are `(z - shift) * scale`. A scaling factor of 1 without a shift is what classes say when they
-    know nothing, so it counts as nothing.
+    Normalized latents are `(z - shift) * scale`. A scaling factor of 1 without a shift is the default of classes that
+    know neither, and counts as unknown.
 
-    - `latents_mean` and `latents_std` in a config are per channel; `scaling_factor` comes on top.
-    - AutoencoderKLFlux2 keeps BatchNorm statistics of latents folded 2×2 into channels, as its pipeline uses them. The
-      latents here stay unfolded (C channels at factor 8), so the statistics of a channel's four places are pooled:
+    - `latents_mean` and `latents_std` in a config are per channel, and multiplied by `scaling_factor`.
+    - AutoencoderKLFlux2 has BatchNorm statistics of latents folded 2×2 into channels, as its pipeline uses them. The
+      latents here are not folded (C channels at factor 8), so the statistics of a channel's four positions are pooled:
       mean of the means, mean of the variances plus variance of the means.
-    - AutoencoderRAE normalises inside `encode` and `decode`.
+    - AutoencoderRAE normalizes inside `encode` and `decode`.
 
     Returns:
-        (shift, scale), or None where it states neither.
+        (shift, scale), or None if both are unknown.
     """
     config = autoencoder.config
     if isinstance(getattr(autoencoder, "bn", None), nn.BatchNorm2d):
@@ -165,7 +201,7 @@ def published_normalization(autoencoder: Autoencoder) -> tuple[list[float], list
 
 
 def _pooled_statistics(norm: nn.BatchNorm2d, channels: int) -> tuple[list[float], list[float]] | None:
-    """Per channel, from the running statistics of (channel, row in the patch, column in the patch)."""
+    """Shift and scale per channel, from running statistics of (channel, row in the patch, column in the patch)."""
     assert norm.running_mean is not None and norm.running_var is not None
     means = norm.running_mean.double().reshape(channels, -1)
     variances = norm.running_var.double().reshape(channels, -1)

@@ -2,7 +2,7 @@
 
 An adapted convolution is `y = conv(x) + up(down(x))`, scale 1: `down` has the convolution's kernel, stride and padding
 and `rank` outputs, drawn from N(0, 1/rank²); `up` is 1×1 and starts at zero, so that nothing changes at first. The base
-weights stay as they are until `merge_lora` folds the product into them.
+weights do not change until `merge_lora` adds the product to them.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from ..foundation.strict_loading import check_state_keys
 from .autoencoders import lora_targets
 from .continuous_vae import ContinuousVAE
 
-_ADAPTER = "default"  # peft's name of the only adapter there is
+_ADAPTER = "default"  # name of the only adapter
 
 
 def add_lora(vae: ContinuousVAE, rank: int, seed: int = 0) -> list[str]:
-    """Put LoRA on the layers that the published training adapts; only its parameters are trainable afterwards.
+    """Add LoRA to the layers that the published training adapts; only its parameters are trainable afterwards.
 
     Args:
         vae: Changed in place.
-        rank: Of the update.
-        seed: Of the initial values.
+        rank: Rank of the update.
+        seed: Seed of the initial values.
 
     Returns:
         Names of the adapted layers within the autoencoder.
 
     Raises:
-        CodaError: The rank is not positive, or LoRA is there already.
+        CodaError: If the rank is not positive, or the VAE already has a LoRA.
     """
     if rank < 1:
-        raise CodaError(f"a LoRA of rank {rank} adapts nothing; 1 is the least")
+        raise CodaError(f"LoRA rank {rank}: expected at least 1")
     if _layers(vae):
-        raise CodaError("this VAE has a LoRA already: merge it first")
+        raise CodaError("this VAE already has a LoRA: call merge_lora first")
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
@@ -61,7 +61,7 @@ def add_lora(vae: ContinuousVAE, rank: int, seed: int = 0) -> list[str]:
 
 
 def lora_parameters(vae: ContinuousVAE) -> list[torch.Tensor]:
-    """The parameters of the LoRA, `down` before `up`, layer by layer; empty without one."""
+    """Parameters of the LoRA, `down` before `up`, layer by layer; empty if there is none."""
     return [weight for layer in _layers(vae).values() for weight in (_down(layer).weight, _up(layer).weight)]
 
 
@@ -74,10 +74,10 @@ def lora_state(vae: ContinuousVAE) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_lora_state(vae: ContinuousVAE, state: Mapping[str, torch.Tensor]) -> None:
-    """Copy what `lora_state` gave into the LoRA of a VAE that has one of the same rank.
+    """Copy tensors that `lora_state` gave into a VAE's LoRA of the same rank.
 
     Raises:
-        CodaError: Tensors are missing, left over or misshapen.
+        CodaError: If tensors are missing, unexpected or misshapen.
     """
     own = lora_state(vae)
     misshapen = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
@@ -88,7 +88,7 @@ def load_lora_state(vae: ContinuousVAE, state: Mapping[str, torch.Tensor]) -> No
 
 @contextmanager
 def lora_disabled(vae: ContinuousVAE) -> Iterator[None]:
-    """Within the block the VAE computes what it did before it was adapted."""
+    """Context in which the VAE computes what it did before `add_lora`."""
     layers = list(_layers(vae).values())
     trainable = [parameter.requires_grad for parameter in lora_parameters(vae)]
     for layer in layers:
@@ -103,9 +103,9 @@ def lora_disabled(vae: ContinuousVAE) -> Iterator[None]:
 
 
 def merge_lora(vae: ContinuousVAE) -> ContinuousVAE:
-    """Fold the LoRA into the base weights and take it off: plain layers again, frozen. Returns `vae`."""
+    """Add the LoRA to the base weights and remove it, leaving plain, frozen layers. Returns `vae`."""
     for name, layer in _layers(vae).items():
-        layer.merge(safe_merge=True)  # looks for NaNs
+        layer.merge(safe_merge=True)  # raises if the result is not finite
         parent, _, child = name.rpartition(".")
         setattr(vae.autoencoder.get_submodule(parent), child, layer.get_base_layer())
     if hasattr(vae.autoencoder, "peft_config"):
@@ -126,7 +126,7 @@ def _up(layer: LoraLayer) -> nn.Conv2d | nn.Linear:
 
 
 def _pad_alike(layer: LoraLayer) -> None:
-    """Pad for `down` as the convolution does, which peft forgets: else merging would change the picture's border."""
+    """Give `down` the padding mode of its convolution, as merging requires; peft does not."""
     base, down = layer.get_base_layer(), _down(layer)
     if isinstance(base, nn.Conv2d) and isinstance(down, nn.Conv2d):
         down.padding_mode = base.padding_mode

@@ -1,9 +1,9 @@
-"""Published weights in other layouts than diffusers', as diffusers autoencoders.
+"""Published weights in layouts other than diffusers', as diffusers autoencoders.
 
     KL16   MAR's `kl16.safetensors` or `kl16.ckpt`, in the layout of latent diffusion's code
     TAESD  the family of `*_encoder.pth` and `*_decoder.pth`, TAEF2 among them
 
-Every tensor must find its place and every place its tensor.
+Every tensor must have a place in the model, and every place a tensor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from ..foundation.errors import CodaError
-from ..foundation.strict_loading import load_state_dict_strict, read_tensors
+from ..foundation.strict_loading import load_state_dict_strict, read_tensors, tensor_shape
 from .taef2 import AutoencoderTinyMidNorm
 
 State = Mapping[str, torch.Tensor]
@@ -56,17 +56,17 @@ def kl16_name(name: str) -> str:
 
 
 def kl16_from_state(state: State, source: object) -> AutoencoderKL:
-    """MAR's KL16, at the width that its tensors have (128 as published).
+    """MAR's KL16, at the width of its tensors (128 as published).
 
     Args:
         state: Tensors under their published names.
-        source: Where they come from, for messages.
+        source: Source of the tensors, for messages.
 
     Raises:
-        CodaError: They are not a KL16's.
+        CodaError: If they are not those of a KL16.
     """
     levels = [name for i in range(99) if (name := f"encoder.down.{i}.block.0.conv1.weight") in state]
-    channels = state["quant_conv.weight"].shape[0] // 2
+    channels = tensor_shape(state, "quant_conv.weight", 4, source)[0] // 2
     if (len(levels), channels) != (_KL16_LEVELS, _KL16_CHANNELS):
         raise CodaError(
             f"{source} has {len(levels)} levels and {channels} latent channels; MAR's KL16 has {_KL16_LEVELS} and "
@@ -75,7 +75,7 @@ def kl16_from_state(state: State, source: object) -> AutoencoderKL:
     autoencoder = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * (_KL16_LEVELS - 1) + ("AttnDownEncoderBlock2D",),
         up_block_types=("UpDecoderBlock2D",) * _KL16_LEVELS,
-        block_out_channels=tuple(state[name].shape[0] for name in levels),
+        block_out_channels=tuple(tensor_shape(state, name, 4, source)[0] for name in levels),
         layers_per_block=2,
         latent_channels=_KL16_CHANNELS,
         sample_size=256,
@@ -83,17 +83,17 @@ def kl16_from_state(state: State, source: object) -> AutoencoderKL:
     )
     renamed = {kl16_name(name): tensor for name, tensor in state.items()}
     for name, tensor in renamed.items():
-        if "attentions" in name and tensor.ndim == 4:  # a 1×1 convolution there, a Linear here
+        if "attentions" in name and tensor.ndim == 4:  # a 1×1 convolution as published, a Linear in diffusers
             renamed[name] = tensor[:, :, 0, 0]
     load_state_dict_strict(autoencoder, renamed, source)
     return autoencoder
 
 
 def taesd_files(folder: Path) -> tuple[Path, Path] | None:
-    """The encoder and decoder of the TAESD family in a folder; None if it holds none.
+    """Files of the encoder and decoder of the TAESD family in a folder; None if it has neither.
 
     Raises:
-        CodaError: It holds several, or one without the other.
+        CodaError: If it has several, or one without the other.
     """
     encoders = sorted(p for p in folder.glob("*_encoder.*") if p.suffix in (".pth", ".safetensors"))
     if not encoders:
@@ -107,7 +107,7 @@ def taesd_files(folder: Path) -> tuple[Path, Path] | None:
 
 
 def taesd_from_files(encoder: Path, decoder: Path) -> AutoencoderTiny:
-    """An autoencoder of the TAESD family in its published layout, two numbered sequences of layers."""
+    """An autoencoder of the TAESD family from its published files, two numbered sequences of layers."""
     encoder_state = {f"encoder.layers.{name}": tensor for name, tensor in read_tensors(encoder).items()}
     # The published decoder counts a clamp as its layer 0.
     decoder_state = {_shifted(name, decoder): tensor for name, tensor in read_tensors(decoder).items()}
@@ -120,10 +120,8 @@ def is_taesd(state: State) -> bool:
 
 
 def taesd_from_state(state: State, source: object) -> AutoencoderTiny:
-    """An autoencoder of the TAESD family, from tensors named as in diffusers' AutoencoderTiny."""
-    if "decoder.layers.0.weight" not in state:
-        raise CodaError(f"{source} does not fit: decoder.layers.0.weight missing")
-    channels = state["decoder.layers.0.weight"].shape[1]
+    """An autoencoder of the TAESD family from tensors named as in diffusers' AutoencoderTiny."""
+    channels = tensor_shape(state, "decoder.layers.0.weight", 4, source)[1]
     pooled = any(".pool." in name for name in state)
     cls = AutoencoderTinyMidNorm if pooled else AutoencoderTiny
     autoencoder = cls(latent_channels=channels)

@@ -1,8 +1,8 @@
-"""TAEF2's architecture: diffusers' AutoencoderTiny with normalised mid-blocks, which diffusers cannot express.
+"""TAEF2's architecture: diffusers' AutoencoderTiny with normalized mid-blocks, which diffusers cannot express.
 
 Published by madebyollin/taesd (MIT), distilled from FLUX.2's autoencoder. In the three blocks at the lowest resolution
-of each half, a 1×1 bottleneck with group normalisation stands before the convolutions: the only place where a cell
-learns of the whole picture.
+of each half, a 1×1 bottleneck with group normalization precedes the convolutions: the only place where a cell
+depends on the whole image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 
 class AutoencoderTinyMidNorm(AutoencoderTiny):
-    """An AutoencoderTiny, factor 8, images in [-1, 1], whose mid-blocks see the whole picture.
+    """An AutoencoderTiny, factor 8, images in [-1, 1], whose mid-blocks see the whole image.
 
     Args:
         latent_channels: C.
@@ -32,7 +32,7 @@ class AutoencoderTinyMidNorm(AutoencoderTiny):
 
 
 class _MidNormBlock(AutoencoderTinyBlock):
-    """A block of AutoencoderTiny behind a normalised bottleneck."""
+    """A block of AutoencoderTiny after a normalized bottleneck."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, "relu")

@@ -1,8 +1,8 @@
-"""Large images in tiles: memory that does not grow with the image, at the price of seams that are blended away.
+"""Processing large images in overlapping tiles, so that memory does not grow with the image.
 
-Neighbouring tiles overlap, and where they do, each fades out linearly while the other fades in. What a network sees of
-the image ends at its tile, so the result differs slightly from that of the whole image; group norms and attention
-differ most. An image that one tile covers is not changed.
+Where neighboring tiles overlap, one fades out linearly while the other fades in. The network sees only its tile, so the
+result differs slightly from that of the whole image; group norms and attention differ most. An image that fits in one
+tile is unchanged.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ..foundation.errors import CodaError
 
 
 def check_tiles(tile: int, overlap: int, factor: int) -> None:
-    """Refuse tiles that do not fit a VAE; all in pixels.
+    """Check the size of tiles for a VAE, in pixels.
 
     Raises:
-        CodaError: Not multiples of the factor, or an overlap that leaves nothing of a tile.
+        CodaError: If tile or overlap is not a multiple of the factor, or the overlap is not smaller than the tile.
     """
     if tile < factor or tile % factor or overlap % factor:
         raise CodaError(f"tile {tile} and overlap {overlap}: both must be multiples of the VAE's factor, {factor}")
@@ -30,14 +30,14 @@ def check_tiles(tile: int, overlap: int, factor: int) -> None:
 def in_tiles(
     work: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, tile: int, overlap: int, scale: Fraction
 ) -> torch.Tensor:
-    """`work` on tiles of the inputs, joined.
+    """Apply `work` to tiles of the inputs and join the results.
 
     Args:
         work: (B, C, h, w) to (B, C', scale · h, scale · w).
         inputs: (B, C, H, W).
-        tile: Side of a tile, in cells of the inputs.
-        overlap: Cells that neighbours share, at least.
-        scale: Output cells per input cell.
+        tile: Side of a tile, in pixels of the inputs.
+        overlap: Least number of pixels that neighbors share.
+        scale: Output pixels per input pixel along one axis.
 
     Returns:
         (B, C', scale · H, scale · W).
@@ -65,14 +65,14 @@ def in_tiles(
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin; the last ends with the image, and may share more with its neighbour than the others do."""
+    """First pixels of the tiles along one axis; the last tile ends with the image and may overlap more than others."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
 def _ramp(length: int, overlap: int, like: torch.Tensor) -> torch.Tensor:
-    """Weights along one axis: up to 1 over the overlap, down again at the end; never 0: a border has no neighbour."""
+    """Weights along one axis: rising to 1 over the overlap, falling at the end, never 0 (a border has no neighbor)."""
     places = torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
     distance = torch.minimum(places, length - places)
     return (distance / max(overlap, 1)).clamp(max=1)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import json
+
 import pytest
 import torch
 
 from coda.tokenizer import CodaError, ResidualQuantizer
+from coda.tokenizer.quantizer.kmeans import initialize_nearest_neighbor, residual_kmeans
 
 SIDES = [1, 2, 4, 8]
 
@@ -54,13 +58,94 @@ def test_a_wider_codebook_than_the_latent():
     assert quantizer.value_table().shape == (16, 4)
 
 
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_finds_the_codes_of_float32(norm, dtype):
+    latents = torch.randn(16, 4, 8, 8)
+    quantizer = ResidualQuantizer(4, 256, SIDES, attention_dim=8, norm=norm)
+    initialize_nearest_neighbor(quantizer, residual_kmeans(latents, SIDES, 256))
+    exact = quantizer.decode(quantizer.encode(latents)).sub(latents).square().mean()
+    half = copy.deepcopy(quantizer).to(dtype)
+    rounded = half.float().encode(latents.to(dtype))  # weights and latents of half the precision, arithmetic in float32
+    half = half.to(dtype)
+    assert half.codebook.weight.dtype == dtype
+    codes = half.encode(latents.to(dtype))
+    assert torch.equal(codes, rounded)
+    assert (codes == half(latents.to(dtype)).codes).float().mean() > 0.99
+    assert half.decode(codes).sub(latents).square().mean() < 1.05 * exact
+
+
+@pytest.mark.parametrize("norm", [None, "rms_norm", "layer_norm"])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(norm, weights):
+    quantizer = ResidualQuantizer(6, 600, SIDES, attention_dim=12, norm=norm).to(weights)
+    latents = torch.randn(3, 6, 8, 8)
+    results = []
+    for enabled in (False, True):
+        quantizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            codes, out = quantizer.encode(latents), quantizer(latents)
+            decoded = quantizer.decode(codes)
+        (out.quantization_loss + 0.05 * out.entropy_loss + out.quantized.square().mean()).backward()
+        gradients = [parameter.grad for parameter in quantizer.parameters()]
+        results.append([codes, decoded, *vars(out).values(), *gradients])
+    for plain, under_autocast in zip(*results, strict=True):
+        assert plain.dtype == under_autocast.dtype and torch.equal(plain, under_autocast)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_latents_that_are_not_finite_are_refused(quantizer, value):
+    latents = torch.randn(16, 6, 8, 8)
+    latents[1, 2, 3, 4] = value
+    for use in (quantizer.encode, quantizer, lambda latents: residual_kmeans(latents, SIDES, 64)):
+        with pytest.raises(CodaError, match="latents hold NaN or infinite values"):
+            use(latents)
+
+
 def test_what_cannot_be_codes_or_latents_is_refused(quantizer):
+    with pytest.raises(CodaError, match="batch is empty"):
+        quantizer.encode(torch.randn(0, 6, 8, 8))
     with pytest.raises(CodaError, match=r"expected \(B, 6, h, w\)"):
         quantizer.encode(torch.randn(1, 5, 8, 8))
     with pytest.raises(CodaError, match="codes reach from 0 to 64"):
         quantizer.decode(torch.arange(85)[None].clamp(max=64))
     with pytest.raises(CodaError, match="rms_norm"):
         ResidualQuantizer(4, 16, [1, 2], norm="batch_norm")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("latent_channels", 0),
+        ("latent_channels", 10**9),
+        ("latent_channels", "six"),
+        ("codebook_size", 10**12),
+        ("codebook_size", 16.5),
+        ("codebook_size", None),
+        ("sides", 4),
+        ("sides", [[30_000, 30_000]]),
+        ("sides", [1, [2, 3, 4]]),
+        ("sides", [1, "2", 4]),
+        ("sides", [1, float("nan")]),
+        ("sides", [1] * 100_000),
+        ("attention_dim", -1),
+        ("attention_dim", [8]),
+        ("codebook_dim", True),
+        ("norm", ["rms_norm"]),
+        ("entropy_temperature", float("nan")),
+        ("entropy_temperature", 0),
+        ("beta", float("inf")),
+        ("sample_entropy_weight", "1"),
+    ],
+)
+def test_a_config_out_of_bounds_is_one_clear_line(quantizer, tmp_path, name, value):
+    quantizer.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(CodaError) as error:
+        ResidualQuantizer.from_pretrained(tmp_path)
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 400 and name.replace("_", " ")[:4] in message.replace("_", " ")
 
 
 def test_save_and_load_give_the_same_codes(quantizer, tmp_path):

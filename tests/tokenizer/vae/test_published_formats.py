@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from coda.tokenizer.foundation.errors import CodaError
-from coda.tokenizer.vae.continuous_vae import load_vae
+from coda.tokenizer.vae.load import load_vae
 from coda.tokenizer.vae.published_formats import kl16_from_state, kl16_name
 
 

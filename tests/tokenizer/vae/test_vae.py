@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.vae.autoencoders import SPECS, autoencoder_class, from_config, to_config
-from coda.tokenizer.vae.continuous_vae import ContinuousVAE, load_vae, measure_normalization
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE, measure_normalization
+from coda.tokenizer.vae.load import load_vae
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -133,13 +134,93 @@ def test_each_image_of_a_batch_draws_from_its_own_generator(small_vae, images):
     assert not torch.allclose(together, small_vae.encode(images), atol=1e-3)
 
 
+_WHITE = torch.ones(1, 3, 32, 32)
+
+
 @pytest.mark.parametrize(
-    ("shape", "message"),
-    [((1, 1, 32, 32), r"expected \(B, 3"), ((1, 3, 31, 32), "multiples of 2"), ((3, 8, 8), "shape")],
+    ("images", "message"),
+    [
+        (_WHITE[:, :1], r"expected \(B, 3"),
+        (_WHITE[:, :, :31], "multiples of 2"),
+        (_WHITE[0], "shape"),
+        (_WHITE[:0], "batch is empty"),
+        ((_WHITE * 255).to(torch.uint8), "images are uint8, expected float"),
+        (_WHITE.long(), "images are int64, expected float"),
+        (_WHITE * 255, r"range from 255 to 255, expected \[-1, 1\]"),
+        (_WHITE * -1.1, "range from -1.1"),
+        (_WHITE * float("nan"), "nan"),
+        (_WHITE * float("inf"), "inf"),
+    ],
 )
-def test_images_that_do_not_fit_are_refused(small_vae, shape, message):
-    with pytest.raises(CodaError, match=message):
-        small_vae.encode(torch.zeros(shape))
+def test_images_of_another_shape_type_or_range_are_refused(small_vae, images, message):
+    for use in (small_vae.encode, small_vae.encode_moments, small_vae):
+        with pytest.raises(CodaError, match=message):
+            use(images)
+    small_vae.encode(_WHITE.to(torch.bfloat16) * 1.005)  # rounding
+
+
+@pytest.mark.parametrize("save", ["VAE", "diffusers"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": ["AutoencoderKL"]}, "cannot be adapted"),
+        ({"block_out_channels": [8, 10**9]}, "block_out_channels"),
+        ({"block_out_channels": 3}, "."),
+        ({"layers_per_block": 10**6}, "layers_per_block"),
+        ({"down_block_types": ["DownEncoderBlock2D"] * 10**5}, "down_block_types"),
+        ({"norm_num_groups": 0}, "."),
+        ({"latent_channels": "four"}, "."),
+        ({"latent_channels": -4}, "latent_channels"),
+        ({"in_channels": 10**12}, "in_channels"),
+        ({"act_fn": {}}, "."),
+    ],
+)
+def test_an_architecture_out_of_bounds_is_one_clear_line(
+    small_vae, small_autoencoder, tmp_path, save, changes, message
+):
+    (small_vae if save == "VAE" else small_autoencoder()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    (config["architecture"] if save == "VAE" else config).update(changes)
+    path.write_text(json.dumps(config))
+    with pytest.raises(CodaError, match=message) as error:
+        load_vae(tmp_path)
+    assert len(one_line(error)) < 600
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale": 0.4},
+        {"scale": [0.0]},
+        {"scale": [float("nan")]},
+        {"shift": ["0.1"]},
+        {"shift": [[0.1]]},
+        {"scale": {}},
+        {"image_range": ["-1,1"]},
+        {"architecture": 3},
+        {"architecture": None},
+        {"_class_name": ["ContinuousVAE"]},
+    ],
+)
+def test_a_vae_config_out_of_bounds_is_one_clear_line(small_vae, tmp_path, changes):
+    small_vae.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CodaError) as error:
+        load_vae(tmp_path)
+    one_line(error)
+
+
+def test_a_vae_whose_weights_are_not_finite_is_refused(small_vae, small_autoencoder, tmp_path, images):
+    broken = small_autoencoder("AutoencoderTiny")
+    with torch.no_grad():
+        broken.encoder.layers[0].weight[0, 0, 0, 0] = float("nan")
+    broken.save_pretrained(tmp_path)
+    with pytest.raises(CodaError, match=r"is damaged: NaN or infinite values in encoder.layers.0.weight"):
+        load_vae(tmp_path)
+    with pytest.raises(CodaError, match="latents hold NaN"):
+        measure_normalization(ContinuousVAE(broken), [images])
 
 
 def test_an_autoencoder_of_one_size_says_which(small_autoencoder):
@@ -213,7 +294,7 @@ def test_every_kind_is_a_class(kind):
 
 
 def test_a_greyscale_autoencoder_is_refused(small_autoencoder):
-    with pytest.raises(CodaError, match="1 colour channels"):
+    with pytest.raises(CodaError, match="1 color channels"):
         ContinuousVAE(small_autoencoder(in_channels=1, out_channels=1))
 
 
@@ -230,7 +311,7 @@ def test_what_is_not_there_is_one_clear_line(tmp_path):
     for given, message in [
         (str(tmp_path / "nowhere"), "no such file or directory"),
         (tmp_path / "empty", "holds no VAE"),
-        (tmp_path / "notes.txt", "no file of weights"),
+        (tmp_path / "notes.txt", "not a file of weights"),
     ]:
         with pytest.raises(CodaError, match=message) as error:
             load_vae(given)
