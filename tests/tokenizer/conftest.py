@@ -170,7 +170,7 @@ def odd_items() -> dict[str, tuple[bytes, Image.Image | str]]:
         ("sixteen-bits.png", saved(Image.fromarray(deep)), Image.fromarray(np.round(deep / 257).astype(np.uint8))),
         ("palette.png", saved(see_through, transparency=3), Image.fromarray(over_white)),
         ("bomb.png", _bomb(), "pixels"),
-        ("text.jpg", b"I am no picture at all. " * 9, "is no image of a known format"),
+        ("text.jpg", b"I am no picture at all. " * 9, "is not an image of a known format"),
         ("rotated.jpg", rotated, ImageOps.exif_transpose(read(rotated))),
         ("animated.gif", animated, read(animated).convert("RGB")),
         ("cut.png", saved(picture())[:-80], "cannot be decoded"),

@@ -1,4 +1,4 @@
-"""Encoded image → uint8 tensor: every format, orientation and colour mode comes out as plain RGB of one size."""
+"""Encoded image → uint8 tensor: every format, orientation and color mode becomes plain RGB of one size."""
 
 from __future__ import annotations
 
@@ -8,21 +8,30 @@ from functools import cache
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from ..foundation.errors import CodaError
-from .source import BrokenImage
+from .source import MAX_PIXELS, BrokenImage
 
 CROPS = ("center", "random")
-# What a picture goes through, for manifests and reports.
+# How an image is processed, for manifests and reports.
 RESAMPLING = "box by halves, then bicubic (antialiased)"
 ORIENTATION = "as the EXIF tag says"
 TRANSPARENCY = "over white"
 
-# Only what photographs come in: some of Pillow's other formats run programs (EPS).
+# Only common formats: some of Pillow's others run programs (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")
-_MOST_PIXELS = 178_956_970  # Pillow's own bound, twice its warning
-_RANDOM_MARGIN = 1.125  # 256 out of 288, as the published training has it
+_STRIP_PIXELS = 2**20  # converted at a time
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by the EXIF tag
+_RANDOM_MARGIN = 1.125  # 256 out of 288, as in the published training
 
 
 def decode_image(
@@ -31,28 +40,31 @@ def decode_image(
     crop: str = "center",
     flip: bool = False,
     generator: torch.Generator | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> torch.Tensor:
-    """Decode, turn upright, resize and crop one image.
+    """Decode one image, turn it upright, resize and crop it.
 
     Args:
         content: The encoded image.
-        size: Pixels, one number or (height, width); None keeps the picture whole.
+        size: Pixels, one number or (height, width); None keeps the image whole.
         crop: "center" is the field's standard (ADM's `center_crop_arr`): halve with a box filter while twice the size
-            is left, bicubic to the exact short side, cut from the middle. A picture of that size is not resampled.
-            "random" brings the short side to 9/8 of the size (only downwards: no picture is enlarged to be cut) and
-            cuts anywhere.
+            is left, bicubic to the exact short side, cut from the middle. An image of that size is not resampled.
+            "random" scales the short side to 9/8 of the size (only down: no image is enlarged to be cut) and cuts
+            anywhere.
         flip: Mirror with probability one half.
         generator: Randomness of "random" and `flip`; torch's own if None.
+        max_pixels: Larger images are refused. A larger JPEG that is to be made smaller is decoded at a fraction of
+            its size instead, if that is below the limit.
 
     Returns:
         (3, H, W) uint8.
 
     Raises:
-        BrokenImage: It cannot be read as an image; the message says why.
+        BrokenImage: The content cannot be read as an image; the message says why.
     """
     if crop not in CROPS:
-        raise CodaError(f"crop {crop!r} is not known; it is {' or '.join(CROPS)}")
-    image = _open_rgb(content)
+        raise CodaError(f"unknown crop {crop!r}: expected {' or '.join(CROPS)}")
+    image = _open_rgb(content, 0 if size is None else size if isinstance(size, int) else max(size), max_pixels)
     down, right, mirror = torch.rand(3, generator=generator).tolist() if crop == "random" or flip else (0.5, 0.5, 1.0)
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
@@ -61,65 +73,77 @@ def decode_image(
     return (pixels.flip(-1) if flip and mirror < 0.5 else pixels).contiguous()
 
 
-def _open_rgb(content: bytes) -> Image.Image:
-    """The first frame, upright, in RGB."""
+def _open_rgb(content: bytes, size: int, max_pixels: int) -> Image.Image:
+    """The first frame, upright, in RGB; `size` is the larger side that is needed of it, 0 for all."""
     if not content:
         raise BrokenImage("is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata and the like do not matter here
             image = Image.open(io.BytesIO(content), formats=_formats())
-            if image.width * image.height > _MOST_PIXELS:
-                raise BrokenImage(f"would unpack to {image.width} x {image.height} pixels")
+            width, height = image.size
+            if width * height > max_pixels and size and not image.info.get("progressive"):
+                image.draft(None, (2 * size, 2 * size))  # by 2, 4 or 8 inside the JPEG decoder, never below this size
+            if image.width * image.height > max_pixels:
+                raise BrokenImage(f"has {width} x {height} pixels; --max-pixels allows more than {max_pixels:,}")
             image.load()
-            return _to_rgb(_upright(image))
+            return _upright(_to_rgb(image), image)
     except (BrokenImage, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise BrokenImage("is no image of a known format") from None
+        raise BrokenImage("is not an image of a known format") from None
     except Image.DecompressionBombError:
-        raise BrokenImage("would unpack to more pixels than any photograph has") from None
+        raise BrokenImage("has more pixels than any image") from None
     except Exception as error:  # decoders meet damage with any exception there is
         raise BrokenImage(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
+    """`image`, turned as the EXIF tag of `source` says."""
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
+        turn = _TURNS.get(source.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # a damaged tag: the pixels are sound
-        return image
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    made = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):  # in strips, so that nothing else is held in full
+        made.paste(_strip_to_rgb(image.crop((0, top, image.width, min(image.height, top + rows)))), (0, top))
+    return made
+
+
+def _strip_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_deep_grey(image).convert("RGB")
+        return _from_deep_gray(image).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")  # grey, palette, CMYK (inverted as Adobe writes it), YCbCr
+    return image.convert("RGB")  # gray, palette, CMYK (inverted as Adobe writes it), YCbCr
 
 
-def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit; Pillow's own conversion would clip everything above 255 to white."""
+def _from_deep_gray(image: Image.Image) -> Image.Image:
+    """16-bit gray as 8-bit; Pillow's own conversion would clip everything above 255 to white."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
-        raise BrokenImage("has values of no known range (neither 8 nor 16 bits)")
+        raise BrokenImage("has values of an unknown range (neither 8 nor 16 bits)")
     return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
 def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """ADM's centre crop (guided-diffusion, image_datasets.py), for any aspect."""
+    """ADM's center crop (guided-diffusion, image_datasets.py), for any aspect."""
     image = _resize(image, height, width)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
 def _random_crop(image: Image.Image, height: int, width: int, down: float, right: float) -> Image.Image:
-    """Cut at (down, right) in [0, 1) of the room there is."""
+    """Cut at (down, right), fractions in [0, 1) of the room that is left."""
     margin = min(_RANDOM_MARGIN, max(1.0, min(image.height / height, image.width / width)))
     image = _resize(image, round(height * margin), round(width * margin))
     left, top = int(right * (image.width - width + 1)), int(down * (image.height - height + 1))
@@ -127,18 +151,18 @@ def _random_crop(image: Image.Image, height: int, width: int, down: float, right
 
 
 def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Resize to the least that covers (height, width), keeping the aspect."""
+    """Resize to the smallest size that covers (height, width), keeping the aspect."""
     while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(width / image.width, height / image.height)
     wanted = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    if wanted[0] * wanted[1] > _MOST_PIXELS:
-        raise BrokenImage(f"is too narrow ({image.width} x {image.height}) to be brought to {width} x {height}")
+    if wanted[0] * wanted[1] > MAX_PIXELS:
+        raise BrokenImage(f"is too narrow ({image.width} x {image.height}) to be resized to {width} x {height}")
     return image if wanted == image.size else image.resize(wanted, Image.Resampling.BICUBIC)
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `_FORMATS` that this Pillow was built with."""
+    """The `_FORMATS` that this Pillow was built with."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)

@@ -2,111 +2,190 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 from array import array
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..foundation.errors import CodaError
+from ..foundation.errors import CodaError, shown
 from .labels import number_names
 from .source import MAX_ENCODED_BYTES, BrokenImage, ImageSource
 
 IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
 )
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "dev"})
+_MAX_DEPTH = 64
+_NOT_THERE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)  # else the storage failed
+_SPLIT = re.compile(r"(train|training|trainval|val|valid|validation|test|testing|dev|eval)([-_. ]?\d+)?", re.IGNORECASE)
+_File = tuple[str, int, int]  # path from the source's folder, with "/" on every system; bytes; time of change in ns
 
 
 class FolderSource(ImageSource):
     """Image files under `root`, class folder by class folder, each sorted by path.
 
-    The folders directly under `root` are the classes; images directly in it have no label. Files of other kinds and
-    hidden ones are left aside.
+    The folders directly under `root` are the classes; images directly in it have no label. Hidden files are skipped,
+    those of other kinds are counted in `ignored`.
+
+    Args:
+        root: The folder.
+        num_classes: Number of classes; that of the class folders if None.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.location, self._root = str(root), Path(root)
-        self._paths: list[str] = []  # relative, with "/" on every system
-        self._sizes, self._labels = array("q"), array("q")
-        folders, loose = _children(self._root)
-        classes = {name: files for name in folders if (files := sorted(_images_under(self._root / name, name + "/")))}
+    def __init__(self, root: str | Path, num_classes: int | None = None) -> None:
+        self.location, self._root = shown(root), Path(root)
+        self._paths: list[str] = []
+        self._sizes, self._changed, self._labels = array("q"), array("q"), array("q")
+        self.ignored = Counter[str]()
+        classes: dict[str, list[_File]] = {}
+        for file in _walk(self._root, self.ignored):
+            top, slash, _ = file[0].partition("/")
+            classes.setdefault(top if slash else "", []).append(file)
+        loose = sorted(classes.pop("", []))
         if classes and loose:
             raise CodaError(
-                f"{root} holds both images ({loose[0][0]}) and folders of images ({next(iter(classes))}); "
+                f"{root} holds both images ({loose[0][0]}) and folders of images ({min(classes)}); "
                 "give one folder per class, or images alone"
             )
-        if classes.keys() <= _SPLITS and any(path.count("/") > 1 for files in classes.values() for path, _ in files):
-            raise CodaError(
-                f"{root} holds {' and '.join(classes)}; name one of them: {self._root / next(iter(classes))}"
-            )
+        _check_level(self._root, [path for files in classes.values() for path, _, _ in files])
         self.kind = "folder per class" if classes else "flat folder"
         if classes:
-            labels, self.class_names = number_names(list(classes))
+            names = sorted(classes)
+            labels, self.class_names = number_names(names, num_classes)
             self.num_classes = len(self.class_names)
-            for label, files in zip(labels, classes.values(), strict=True):
-                self._add(files, label)
+            for label, name in zip(labels, names, strict=True):
+                self._add(sorted(classes[name]), label)
         self._add(loose, -1)
 
-    def _add(self, files: list[tuple[str, int]], label: int) -> None:
-        self._paths += [path for path, _ in files]
-        self._sizes.extend(size for _, size in files)
-        self._labels.extend([label] * len(files))
+    def _add(self, files: list[_File], label: int) -> None:
+        for path, size, changed in files:
+            self._paths.append(path)
+            self._sizes.append(size)
+            self._changed.append(changed)
+            self._labels.append(label)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def read(self, i: int) -> bytes:
         """The encoded image; BrokenImage where there is none."""
-        if self._sizes[i] > MAX_ENCODED_BYTES:
-            raise BrokenImage(f"is {self._sizes[i]:,} bytes large, more than any photograph")
-        try:
-            return (self._root / self._paths[i]).read_bytes()
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            raise BrokenImage(f"cannot be opened: {error.strerror}") from None
+        return read_image_file(self._root / self._paths[i])
 
     def key(self, i: int) -> str:
         """Path relative to the folder."""
-        return self._paths[i]
+        return shown(self._paths[i])
 
     def label(self, i: int) -> int:
         """Class of the item, -1 if it has none."""
         return self._labels[i]
 
     def identity(self, i: int) -> str:
-        """Size in bytes."""
-        return str(self._sizes[i])
+        """Size in bytes and time of the last change."""
+        return f"{self._sizes[i]} {self._changed[i]}"
 
 
-def _children(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Names of the folders in `root`, and its own images with their sizes; both sorted."""
-    with os.scandir(root) as found:
-        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    folders = [entry.name for entry in entries if entry.is_dir()]
-    return folders, [(entry.name, _size(entry)) for entry in entries if _is_image(entry)]
-
-
-def _images_under(folder: Path, prefix: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, int]]:
-    """Paths and sizes of all images below `folder`; a link back to a folder above is not followed."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    with os.scandir(folder) as found:
-        for entry in found:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _images_under(folder / entry.name, f"{prefix}{entry.name}/", above | {real})
-            elif _is_image(entry):
-                yield prefix + entry.name, _size(entry)
-
-
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not entry.is_dir()
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    """Size in bytes; 0 for a link to nowhere, which `read` will name."""
+def read_image_file(path: Path) -> bytes:
+    """The content of a regular file of at most `MAX_ENCODED_BYTES`; BrokenImage where there is none."""
     try:
-        return entry.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BrokenImage("is not a regular file")
+        if status.st_size > MAX_ENCODED_BYTES:
+            raise BrokenImage(f"its {status.st_size:,} bytes are more than any image has")
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
+        raise BrokenImage(f"cannot be opened: {error.strerror}") from None
+
+
+def _walk(root: Path, ignored: Counter[str]) -> Iterator[_File]:
+    """All images below `root`, each real folder once: where it is, rather than through a link to it."""
+    folders, links = [(root, "", 0)], deque[tuple[Path, str, int]]()
+    seen: set[tuple[int, int]] = set()
+    while folders or links:
+        folder, prefix, depth = folders.pop() if folders else links.popleft()
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        if depth > _MAX_DEPTH:
+            raise CodaError(f"{root} has folders more than {_MAX_DEPTH} deep, in {prefix.partition('/')[0]}")
+        with os.scandir(folder) as found:
+            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        for entry in entries:
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if _is_folder(entry):
+                below = links if entry.is_symlink() else folders
+                below.append((folder / entry.name, f"{prefix}{entry.name}/", depth + 1))
+            elif suffix in IMAGE_SUFFIXES:
+                yield prefix + entry.name, *_size_and_time(entry)
+            else:
+                ignored[suffix] += 1
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
+    """Of a file; zeros for a link to nowhere, which `read` will name."""
+    try:
+        status = entry.stat()
+        return status.st_size, status.st_mtime_ns
     except OSError:
-        return 0
+        return 0, 0
+
+
+def _check_level(root: Path, paths: Iterable[str]) -> None:
+    """Refuse a folder that is above the one whose folders are the classes: of splits, or of one data set."""
+    folders = [folder.split("/") for folder in sorted({path.rpartition("/")[0] for path in paths})]
+    level = root
+    while folders:
+        _refuse_splits(level, folders, least=1)
+        names = {parts[0] for parts in folders}
+        if len(names) > 1 and level != root:
+            raise CodaError(f"{root} holds one folder; its classes are those in {level}: give {level}")
+        if len(names) > 1 or any(len(parts) == 1 for parts in folders):
+            for name in names:
+                below = [parts[1:] for parts in folders if parts[0] == name and len(parts) > 2]
+                _refuse_splits(level / name, below, least=2)
+            return
+        level /= folders[0][0]
+        folders = [parts[1:] for parts in folders]
+
+
+def _refuse_splits(level: Path, folders: list[list[str]], least: int) -> None:
+    """Refuse folders at `level` that are the splits of a data set; a lone "train" among classes is a vehicle."""
+    names = {parts[0] for parts in folders}
+    splits = find_splits(names)
+    is_class = len(names) > 1 and [name.lower() for name in splits] == ["train"] and [splits[0]] in folders
+    if len(splits) >= least and not is_class:
+        raise CodaError(f"{level} holds splits, not classes ({' and '.join(splits)}); give one: {level / splits[0]}")
+
+
+def find_splits(names: Iterable[str]) -> list[str]:
+    """Those of `names` that are called like a data set's splits ("train", "Val", "test2017"), training first."""
+    splits = [name for name in names if _SPLIT.fullmatch(name)]
+    return sorted(splits, key=lambda name: (not name.lower().startswith("train"), name))

@@ -1,10 +1,13 @@
-"""What labels mean: ImageNet's classes wherever the data say so, else the data's own."""
+"""What labels mean: ImageNet's classes where the data name them, else the data's own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..foundation.errors import CodaError, shown
 from .imagenet import imagenet_classes, index_of_wnid
+
+MAX_CLASSES = 2**20  # unless the user says more
 
 
 def imagenet_wnids() -> list[str]:
@@ -12,8 +15,12 @@ def imagenet_wnids() -> list[str]:
     return [entry.wnid for entry in imagenet_classes()]
 
 
-def number_names(names: Sequence[str]) -> tuple[list[int], list[str]]:
+def number_names(names: Sequence[str], num_classes: int | None = None) -> tuple[list[int], list[str]]:
     """Labels for classes given by name.
+
+    Args:
+        names: One name per class, in order.
+        num_classes: The largest number of classes; `MAX_CLASSES` if None.
 
     Returns:
         The label of each name, and the class names by label. If all are WordNet ids of ImageNet-1k the labels are its
@@ -23,13 +30,33 @@ def number_names(names: Sequence[str]) -> tuple[list[int], list[str]]:
     indices = [index for index in known if index is not None]
     if names and len(indices) == len(names):
         return indices, imagenet_wnids()
-    return list(range(len(names))), list(names)
+    check_label(len(names) - 1, num_classes, "class names")
+    return list(range(len(names))), [shown(name) for name in names]
 
 
-def name_numbers(highest: int) -> tuple[int, list[str] | None]:
-    """Number of classes and their names, for labels given as bare numbers up to `highest` (-1: there are none)."""
+def name_numbers(highest: int, num_classes: int | None = None, where: str = "labels") -> tuple[int, list[str] | None]:
+    """Number of classes and their names, for labels given as bare numbers.
+
+    Args:
+        highest: The largest label; -1 if there are none.
+        num_classes: How many classes there are, where the user says so; else they are counted up to `highest`.
+        where: Where the largest label stands, for the message.
+
+    Returns:
+        (number of classes, their names or None). Bare numbers have no names, except that 1,000 classes are ImageNet's.
+
+    Raises:
+        CodaError: The largest label is not below `num_classes`, or `MAX_CLASSES` if that is None.
+    """
     if highest < 0:
         return 0, None
-    if highest < len(imagenet_classes()):
-        return len(imagenet_classes()), imagenet_wnids()
-    return highest + 1, None
+    check_label(highest, num_classes, where)
+    count = highest + 1 if num_classes is None else num_classes
+    return count, imagenet_wnids() if count == len(imagenet_classes()) else None
+
+
+def check_label(label: int, num_classes: int | None, where: str) -> None:
+    """Refuse a label that is not below `num_classes` (`MAX_CLASSES` if None)."""
+    limit = MAX_CLASSES if num_classes is None else num_classes
+    if label >= limit:
+        raise CodaError(f"{where}: label {label:,} is too large for {limit:,} classes; --num-classes allows more")

@@ -88,7 +88,9 @@ class ImageDataset(Dataset):
         """(3, H, W) uint8 of item `i`, its randomness being that of (seed, draw)."""
         random = self.crop == "random" or self.flip
         generator = step_generator(self.seed, draw, "crop and mirror") if random else None
-        return decode_image(self.source.read(i), self.size, self.crop, self.flip, generator)
+        return decode_image(
+            self.source.read(i), self.size, self.crop, self.flip, generator, max_pixels=self.source.max_pixels
+        )
 
 
 def read_batches(

@@ -1,4 +1,4 @@
-"""Images in parquet files as the Hugging Face hub lays them out: `image` = {bytes, path} and `label`.
+"""Images in parquet files in the layout of Hugging Face datasets: `image` = {bytes, path} and `label`.
 
 Needs pyarrow; `open_images` says so where it is missing.
 """
@@ -15,77 +15,91 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..foundation.errors import CodaError
+from ..foundation.errors import CodaError, first_line, shown
 from .labels import name_numbers, number_names
-from .source import BrokenImage, ImageSource
+from .source import MAX_ENCODED_BYTES, BrokenImage, ImageSource
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
 # Rows can only be decoded a row group at a time; the newest groups are kept, up to this size.
 _KEPT_BYTES = 256 * 2**20
+_BATCH_BYTES = 32 * 2**20
+_MAX_OPEN = 64  # files
+_MAX_RATIO = 32  # encoded images hardly compress; beyond `MAX_ENCODED_BYTES`, what unpacks to more is refused
 
 
 class TableSource(ImageSource):
     """Rows of parquet files, in the files' order.
 
-    Labels are the integers of the label column, with the class names of the hub's metadata if there are any, or names,
-    which are then numbered in sorted order.
+    Labels are the integers of the label column, with the class names of the files' metadata if there are any, or
+    names, which are then numbered in sorted order.
+
+    Args:
+        paths: The files.
+        location: Them all, as the user wrote it.
+        num_classes: Number of classes; counted up to the largest label if None.
     """
 
     kind = "parquet"
 
-    def __init__(self, paths: list[str], location: str) -> None:
-        self.location, self._files = location, [Path(path) for path in paths]
+    def __init__(self, paths: list[str], location: str, num_classes: int | None = None) -> None:
+        self.location, self._files = shown(location), [Path(path) for path in paths]
         self._columns: _Columns | None = None
-        self._footers: list[str] = []
+        self._identities: list[str] = []
         self._image_paths: list[Any] = []  # per file the column of paths, if there is one
         self._groups: list[tuple[int, int]] = []  # (file, row group)
         group_rows: list[int] = []
         file_rows: list[int] = []
-        labels: list[Any] = []
+        labels: list[_Labels] = []
         for number, path in enumerate(self._files):
             file = _open(path)
             columns = _find_columns(file.schema_arrow, path)
             if self._columns is not None and columns != self._columns:
                 raise CodaError(f"{path} has other columns than {self._files[0]}; the files of a source are alike")
             self._columns = columns
-            self._image_paths.append(_read(file, f"{columns.image}.path") if columns.has_path else None)
-            labels += _read(file, columns.label).to_pylist() if columns.label else [None] * file.metadata.num_rows
+            self._image_paths.append(_read_strings(path, f"{columns.image}.path") if columns.has_path else None)
+            labels.append(_read_labels(file, path, columns))
             rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             self._groups += [(number, group) for group in range(len(rows))]
             group_rows += rows
             file_rows.append(sum(rows))
-            self._footers.append(_footer_checksum(path))
+            self._identities.append(_identity(path))
         self._first_of_group = [0, *accumulate(group_rows)]
         self._first_of_file = [0, *accumulate(file_rows)]
-        self._set_labels(labels, _class_names(_open(self._files[0]).schema_arrow, self._columns))
+        self._set_labels(labels, num_classes)
         self._forget_handles()
 
-    def _set_labels(self, values: list[Any], names: list[str] | None) -> None:
-        """Turn the label column into class indices and name the classes."""
-        kinds = {type(value) for value in values} - {type(None)}
-        if kinds == {str}:
-            names = sorted({value for value in values if value is not None})
-            place = {name: number for number, name in enumerate(names)}
-            values = [None if value is None else place[value] for value in values]
-        elif not kinds <= {int}:
-            spelled = " and ".join(sorted(kind.__name__ for kind in kinds))
-            raise CodaError(f"{self.location}: its labels are of type {spelled}; they must be integers or names")
-        numbers = [-1 if value is None or value < 0 else value for value in values]
-        highest = max(numbers, default=-1)
-        if names is None or highest < 0:
-            self.num_classes, self.class_names = name_numbers(highest)
-        elif highest >= len(names):
-            raise CodaError(f"{self.location}: label {highest} where only {len(names)} classes are named")
-        else:
-            indices, self.class_names = number_names(names)
-            self.num_classes = len(self.class_names)
-            numbers = [-1 if number < 0 else indices[number] for number in numbers]
-        self._labels = numbers
+    def _set_labels(self, files: list[_Labels], num_classes: int | None) -> None:
+        """Give the classes of all files one numbering, and name them."""
+        numbers = np.concatenate([file.numbers for file in files])
+        highest = int(numbers.max(initial=-1))
+        if highest < 0 or all(file.names is None for file in files):
+            self.num_classes, self.class_names = name_numbers(highest, num_classes, self.location)
+            self._labels = numbers
+            return
+        names = files[0].names or []
+        if any(file.names != names for file in files):  # the classes are those of all files, matched by name
+            for path, file in zip(self._files, files, strict=True):
+                if file.names is None or len(set(file.names)) < len(file.names):
+                    raise CodaError(f"{path} does not name its classes as {self._files[0]} does; give one of them")
+            names = list(dict.fromkeys(name for file in files for name in file.names or []))
+        if files[0].sort_names:
+            names = sorted(names)
+        indices, self.class_names = number_names(names, num_classes)
+        self.num_classes = len(self.class_names)
+        place = dict(zip(names, indices, strict=True))
+        for path, file in zip(self._files, files, strict=True):
+            most = int(file.numbers.max(initial=-1))
+            if most >= len(file.names or []):
+                raise CodaError(f"{path}: label {most} where only {len(file.names or [])} classes are named")
+            new = indices if file.names == names else [place[name] for name in file.names or []]
+            file.numbers = np.array([*new, -1])[file.numbers]  # -1 is the last
+        self._labels = np.concatenate([file.numbers for file in files])
 
     def __len__(self) -> int:
         return self._first_of_group[-1]
@@ -96,6 +110,8 @@ class TableSource(ImageSource):
         content = self._group(self._groups[place])[i - self._first_of_group[place]].as_py()
         if content is None:
             raise BrokenImage("the row has no bytes")
+        if len(content) > MAX_ENCODED_BYTES:
+            raise BrokenImage(f"its {len(content):,} bytes are more than any image has")
         return content
 
     def _group(self, group: tuple[int, int]) -> Any:
@@ -105,14 +121,18 @@ class TableSource(ImageSource):
         if group not in self._kept:
             number, place = group
             if number not in self._handles:
+                if len(self._handles) == _MAX_OPEN:
+                    self._handles.pop(next(iter(self._handles)))
                 self._handles[number] = _open(self._files[number])
             assert self._columns is not None
             try:
-                self._kept[group] = _read(self._handles[number], self._columns.encoded, place)
+                self._kept[group] = _read_group(
+                    self._handles[number], self._files[number], self._columns.encoded, place
+                )
             except (OSError, ValueError) as error:  # pyarrow's errors are these; the system's have a number
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
-                raise BrokenImage(f"its row group cannot be read: {str(error).splitlines()[0]}") from None
+                raise BrokenImage(f"its row group cannot be read: {first_line(error)}") from None
             while len(self._kept) > 1 and sum(column.nbytes for column in self._kept.values()) > _KEPT_BYTES:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(group)
@@ -124,15 +144,15 @@ class TableSource(ImageSource):
         row = i - self._first_of_file[number]
         paths = self._image_paths[number]
         path = paths[row].as_py() if paths is not None else None
-        return f"{self._files[number].name}/{row}" + (f"/{path}" if path else "")
+        return shown(f"{self._files[number].name}/{row}" + (f"/{path[:1000]}" if path else ""))
 
     def label(self, i: int) -> int:
         """Class of the item, -1 if it has none."""
-        return self._labels[i]
+        return int(self._labels[i])
 
     def identity(self, i: int) -> str:
-        """Size and checksum of the file's footer."""
-        return self._footers[bisect_right(self._first_of_file, i) - 1]
+        """Size, footer and time of the last change of the item's file."""
+        return self._identities[bisect_right(self._first_of_file, i) - 1]
 
     def _forget_handles(self) -> None:
         self._process = os.getpid()
@@ -151,6 +171,15 @@ class _Columns:
     encoded: str
     has_path: bool
     label: str | None
+
+
+@dataclass
+class _Labels:
+    """The labels of one file: `numbers` (N,) int64, -1 for none, and the names they stand for, if there are any."""
+
+    numbers: np.ndarray
+    names: list[str] | None
+    sort_names: bool = False  # whether the order of `names` has no meaning
 
 
 def _find_columns(schema: pa.Schema, path: Path) -> _Columns:
@@ -174,40 +203,101 @@ def _find_columns(schema: pa.Schema, path: Path) -> _Columns:
     return _Columns(image, f"{image}.bytes" if image in structs else image, has_path, label)
 
 
-def _class_names(schema: pa.Schema, columns: _Columns | None) -> list[str] | None:
-    """The names in the hub's metadata (datasets.ClassLabel), if the file carries any."""
+def _read_labels(file: pq.ParquetFile, path: Path, columns: _Columns) -> _Labels:
+    kind = pa.null() if columns.label is None else file.schema_arrow.field(columns.label).type
+    if pa.types.is_null(kind):
+        return _Labels(np.full(file.metadata.num_rows, -1), None)
+    if pa.types.is_integer(kind):
+        _check_size(file.metadata, path, columns.label)
+        column = pc.fill_null(file.read([columns.label], use_threads=False).column(0), -1)
+        numbers = column.to_numpy().astype(np.float64 if kind == pa.uint64() else np.int64)
+        return _Labels(np.clip(numbers, -1, 2**62).astype(np.int64), _class_names(file.schema_arrow, columns.label))
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)):
+        raise CodaError(f"{path}: its labels are of type {kind}; they must be integers or names")
+    column = _read_strings(path, columns.label).unify_dictionaries().combine_chunks()
+    numbers = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    names = [str(name) for name in column.dictionary.to_pylist()]
+    used = np.unique(numbers[numbers >= 0])
+    new = np.full(len(names) + 1, -1)
+    new[used] = np.arange(len(used))
+    return _Labels(new[numbers], [names[i] for i in used], sort_names=True)
+
+
+def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
+    """The class names in the metadata (datasets.ClassLabel), if the file carries any."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[columns.label if columns else None]["names"]
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError):
         return None
-    return [str(name) for name in names]
+    return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(path: Path, **options: Any) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path, **options)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise CodaError(f"{path} is no parquet file, or is cut short") from None
+        raise CodaError(f"{path} is not a parquet file, or is cut short") from None
+    size = path.stat().st_size
+    if file.metadata.num_rows > max(size, 2**20):
+        raise CodaError(f"{path} claims {file.metadata.num_rows:,} rows in {size:,} bytes")
+    return file
 
 
-def _read(file: pq.ParquetFile, name: str, group: int | None = None) -> Any:
-    """One column, or one field of a column (`image.bytes`), of a row group or of the whole file.
+def _check_size(metadata: pq.FileMetaData, path: Path, name: str, groups: range | None = None) -> int:
+    """How many bytes row groups of a column unpack to; BrokenImage if that is absurd."""
+    total = 0
+    for number in range(metadata.num_row_groups) if groups is None else groups:
+        group = metadata.row_group(number)
+        for chunk in (group.column(i) for i in range(group.num_columns)):
+            size = chunk.total_uncompressed_size
+            if chunk.path_in_schema == name:
+                packed_limit = max(MAX_ENCODED_BYTES, _MAX_RATIO * chunk.total_compressed_size)
+                if not 0 <= size <= min(group.num_rows * MAX_ENCODED_BYTES, packed_limit):
+                    raise BrokenImage(
+                        f"the column {name} of {path.name} unpacks to {size:,} bytes, more than any images"
+                    )
+                total += size
+    return total
 
-    Threads are not used: they do not survive a fork into loading processes.
+
+def _read_group(file: pq.ParquetFile, path: Path, name: str, group: int) -> Any:
+    """One column, or one field of a column (`image.bytes`), of a row group.
+
+    Read in batches of at most `_BATCH_BYTES`, or as a dictionary if values repeat, which would otherwise take
+    memory over and over. Threads are not used: they do not survive a fork into loading processes.
     """
-    table = file.read([name], use_threads=False) if group is None else file.read_row_group(group, [name], None, False)
-    column = table.column(0)
+    size = _check_size(file.metadata, path, name, range(group, group + 1))
+    rows = min(1024, max(1, _BATCH_BYTES // max(1, size)))  # each could be all of it
+    chunks, held = [], 0
+    for batch in file.iter_batches(rows, [group], [name], use_threads=False):
+        chunks.append(_field(batch.column(0), name))
+        held += chunks[-1].nbytes
+        if held > size + _BATCH_BYTES:
+            file = _open(path, read_dictionary=[name])
+            return _field(file.read_row_group(group, [name], use_threads=False).column(0), name)
+    return pa.chunked_array(chunks)
+
+
+def _read_strings(path: Path, name: str) -> Any:
+    """A column of strings of a whole file, as a dictionary: a value that repeats is held once."""
+    file = _open(path, read_dictionary=[name])
+    _check_size(file.metadata, path, name)
+    groups = [file.read_row_group(group, [name], use_threads=False) for group in range(file.num_row_groups)]
+    chunks = [chunk for table in groups for chunk in _field(table.column(0), name).chunks]
+    return pa.chunked_array(chunks, None if chunks else pa.dictionary(pa.int32(), pa.string()))
+
+
+def _field(column: Any, name: str) -> Any:
     return pc.struct_field(column, name.rpartition(".")[2]) if pa.types.is_struct(column.type) else column
 
 
-def _footer_checksum(path: Path) -> str:
-    """Size and checksum of a file's footer, which knows the size and statistics of every column."""
-    size = path.stat().st_size
+def _identity(path: Path) -> str:
+    """Size and time of change of a file, and a checksum of its footer, which has the statistics of every column."""
+    status = path.stat()
     with open(path, "rb") as file:
-        file.seek(size - 8)
+        file.seek(status.st_size - 8)
         length = int.from_bytes(file.read(4), "little")
-        file.seek(max(0, size - 8 - length))
-        return f"{size} {hashlib.sha256(file.read()).hexdigest()}"
+        file.seek(max(0, status.st_size - 8 - length))
+        return f"{status.st_size} {hashlib.sha256(file.read()).hexdigest()} {status.st_mtime_ns}"

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
+from types import MappingProxyType
 
-from ..foundation.errors import CodaError
+from ..foundation.errors import CodaError, shown
 
-# No photograph is larger as a file; what claims to be is not read into memory.
-MAX_ENCODED_BYTES = 256 * 2**20
+MAX_ENCODED_BYTES = 256 * 2**20  # larger items are refused, not read into memory
+MAX_PIXELS = 2**26  # an image of so many takes up to 0.5 GiB while it is decoded, in each loading process
 
 
 class BrokenImage(CodaError):
-    """One item that cannot be read as an image; the message is the reason, without the item's key."""
+    """An item that cannot be read as an image. The message is the reason, without the item's key."""
 
 
 class ImageSource(ABC):
-    """Encoded images, in an order that depends on nothing but the data.
+    """Encoded images, in an order that depends on nothing but the data. Names in it are printable (`shown`).
 
     Attributes:
         kind: What sort of source it is, for messages.
         location: Where it is, as the user wrote it.
         class_names: One name or WordNet id per label; None where nobody has named them.
         num_classes: Labels are in [0, num_classes), or -1 for an item without one; 0 if none has a label.
+        max_pixels: Images of more pixels are refused when they are decoded.
+        ignored: How many files were left out because they are not images, by suffix.
     """
 
     kind: str
     location: str
     class_names: list[str] | None = None
     num_classes: int = 0
+    max_pixels: int = MAX_PIXELS
+    ignored: Mapping[str, int] = MappingProxyType({})
 
     @abstractmethod
     def __len__(self) -> int:
@@ -40,46 +46,54 @@ class ImageSource(ABC):
         """The encoded image.
 
         Raises:
-            BrokenImage: The item holds none.
+            BrokenImage: The item does not hold an image.
             OSError: The storage failed; the item itself may be sound.
         """
 
     @abstractmethod
     def key(self, i: int) -> str:
-        """The item's name: unique in the source and the same wherever the data lie."""
+        """Name of the item: unique in the source, and independent of where the source is stored."""
 
     @abstractmethod
     def label(self, i: int) -> int:
-        """The item's class, -1 if it has none."""
+        """Class of the item; -1 if it has none."""
 
     @abstractmethod
     def identity(self, i: int) -> str:
-        """What tells the item from a changed one of the same key, without reading it."""
+        """Size, time of change or checksum: differs if the item was replaced. Known without reading the item."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the keys, labels, identities and class names: equal for equal data in another place."""
+        """SHA-256 over keys, labels, identities and class names; copies that keep the files' times have the same."""
         digest = hashlib.sha256(repr((self.num_classes, self.class_names)).encode())
         for i in range(len(self)):
             digest.update(f"{self.key(i)}\0{self.label(i)}\0{self.identity(i)}\n".encode())
         return digest.hexdigest()
 
     def describe(self) -> str:
-        """One line for people."""
+        """The source in one line: "800 images in data (folder per class, 1000 classes)"."""
         classes = f", {self.num_classes} classes" if self.num_classes else ", no labels"
         return f"{len(self):,} images in {self.location} ({self.kind}{classes})"
 
+    def describe_ignored(self) -> str:
+        """Which files were left out, for a command's last line: "ignored 3 .heic and 1 .txt files"; "" if none."""
+        counts = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
+        kinds = [f"{count:,} {shown(suffix) or 'unnamed'}" for suffix, count in counts[:4]]
+        kinds += [f"{sum(count for _, count in counts[4:]):,} other"] if counts[4:] else []
+        return f"ignored {' and '.join(kinds)} files: not a supported image format" if kinds else ""
+
     def part(self, which: slice) -> ImageSource:
-        """The items of a slice, in the same order and with the same classes."""
+        """A slice of the items, in the same order and with the same classes."""
         return _Part(self, which)
 
 
 class _Part(ImageSource):
-    """A run of another source's items."""
+    """A slice of another source."""
 
     def __init__(self, whole: ImageSource, which: slice) -> None:
         self._whole, self._places = whole, range(len(whole))[which]
         self.kind, self.class_names, self.num_classes = whole.kind, whole.class_names, whole.num_classes
+        self.max_pixels, self.ignored = whole.max_pixels, whole.ignored
         start, stop = ("" if bound is None else str(bound) for bound in (which.start, which.stop))
         self.location = f"{whole.location}[{start}:{stop}]"
 

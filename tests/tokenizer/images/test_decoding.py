@@ -126,15 +126,15 @@ def bomb(side: int = 40_000) -> bytes:
     ("content", "reason"),
     [
         (b"", "is empty"),
-        (b"hello, I am a text" * 10, "is no image of a known format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image of a known format"),
+        (b"hello, I am a text" * 10, "is not an image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image of a known format"),
         (encoded(picture(), "JPEG")[:400], "(?i)truncated"),
         (encoded(picture(), "JPEG")[:-80], "truncated"),
         (encoded(picture(), "PNG")[:-60], "cannot be decoded"),
         (encoded(picture(), "WEBP")[:-60], "cannot be decoded"),
         (encoded(picture(), "GIF")[:-60], "cannot be decoded|truncated"),
         (bomb(), "pixels"),
-        (encoded(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF"), "no known range"),
+        (encoded(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF"), "unknown range"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_the_reason(content: bytes, reason: str) -> None:

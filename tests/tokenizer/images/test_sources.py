@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -47,11 +48,17 @@ def save_tar(path: Path, members: Sequence[tuple[str, bytes]], **fields: Any) ->
     return path
 
 
-def save_parquet(path: Path, shades: Sequence[int | None], labels: Any = None, **options: Any) -> Path:
+def save_parquet(
+    path: Path, shades: Sequence[int | None], labels: Any = None, names: list[str] | None = None, **options: Any
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [{"bytes": None if shade is None else jpeg(shade), "path": f"{shade}.jpg"} for shade in shades]
     columns = {"image": images} | ({} if labels is None else {"label": labels})
-    pq.write_table(pa.table(columns), path, **options)
+    table = pa.table(columns)
+    if names is not None:
+        features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, path, **options)
     return path
 
 
@@ -97,44 +104,97 @@ def test_folders_of_wordnet_ids_have_imagenets_indices(tmp_path: Path) -> None:
     assert (mixed.num_classes, mixed.class_names) == (2, [GOLDEN, "n99999999"])
 
 
-def test_a_flat_folder_has_no_labels_and_leaves_other_files_aside(tmp_path: Path) -> None:
-    save(tmp_path, "2.jpg", "1.jpg", ".hidden.jpg", "notes.txt", "no-suffix")
+def test_a_flat_folder_has_no_labels_and_counts_what_it_ignores(tmp_path: Path) -> None:
+    save(tmp_path, "2.jpg", "1.JFIF", ".hidden.jpg", "notes.txt", "no-suffix", "a.heic", "b.HEIC")
     (tmp_path / "empty").mkdir()
     source = open_images(tmp_path)
-    assert listed(source) == [("1.jpg", -1), ("2.jpg", -1)]
+    assert listed(source) == [("1.JFIF", -1), ("2.jpg", -1)]
     assert (source.num_classes, source.class_names) == (0, None)
+    assert source.ignored == {".heic": 2, ".txt": 1, "": 1}
+    assert source.describe_ignored().startswith("ignored 2 .heic and 1 unnamed and 1 .txt files")
+    assert open_images(f"{tmp_path}[:1]").ignored == source.ignored
 
 
-def test_unreadable_files_are_named(tmp_path: Path) -> None:
-    save(tmp_path, "good.jpg", "gone.jpg")
-    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+def test_only_regular_files_of_a_sensible_size_are_read(tmp_path: Path) -> None:
+    save(tmp_path, "good.jpg", "gone.jpg", "large.jpg")
+    os.truncate(tmp_path / "large.jpg", 300 * 2**20)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name, target in [("dangling", "nowhere.jpg"), ("zero", "/dev/zero"), ("itself", tmp_path / "itself.jpg")]:
+        (tmp_path / f"{name}.jpg").symlink_to(target)
     source = open_images(tmp_path)
     (tmp_path / "gone.jpg").unlink()
     assert problems(source) == {
         "dangling.jpg": "cannot be opened: No such file or directory",
         "gone.jpg": "cannot be opened: No such file or directory",
+        "itself.jpg": "cannot be opened: Too many levels of symbolic links",
+        "large.jpg": "its 314,572,800 bytes are more than any image has",
+        "pipe.jpg": "is not a regular file",
+        "zero.jpg": "is not a regular file",
     }
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(CodaError, match=r"pipe\.tar is not a regular file"):
+        open_images(tmp_path / "pipe.tar")
 
 
-def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_but_each_folder_is_read_once(tmp_path: Path) -> None:
     save(tmp_path / "elsewhere", "x.jpg")
-    save(tmp_path / "data", "ant/a.jpg")
-    (tmp_path / "data" / "bee").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "data" / "ant" / "again").symlink_to(tmp_path / "data" / "ant")
-    assert listed(open_images(tmp_path / "data")) == [("ant/a.jpg", 0), ("bee/x.jpg", 1)]
+    data = save(tmp_path / "data", "cat/a.jpg")
+    (data / "bee").symlink_to(tmp_path / "elsewhere")
+    (data / "ant").symlink_to(data / "cat")  # a real folder counts where it is
+    for number in range(18):
+        (data / "cat" / f"up{number}").symlink_to(data)
+    assert listed(open_images(data)) == [("bee/x.jpg", 0), ("cat/a.jpg", 1)]
+
+
+SPLITS = "holds splits, not classes"
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "holds no images"),
+        ([], "holds no images$"),
+        (["a.heic", "b.heic"], "holds no images; ignored 2 .heic files"),
         (["a.jpg", "cat/b.jpg"], "holds both images"),
-        (["train/cat/a.jpg", "val/cat/b.jpg"], "holds train and val; name one of them: .*/train"),
+        (["train/cat/a.jpg", "val/cat/b.jpg"], rf"{SPLITS} \(train and val\); give one: .*/train$"),
+        (["train/0.jpg", "val/0.jpg"], rf"{SPLITS} \(train and val\)"),
+        (["Train/ant/0.jpg", "Test/ant/0.jpg"], rf"{SPLITS} \(Train and Test\); give one: .*/Train$"),
+        (["train/ant/0.jpg", "val/ant/0.jpg", "extra/0.jpg"], SPLITS),
+        (["train2017/0.jpg", "val2017/0.jpg", "test/0.jpg", "more/0.jpg"], SPLITS),
+        (["train/0.jpg"], SPLITS),
+        (["train/ant/0.jpg", "more/0.jpg"], SPLITS),
+        (["data/train/ant/0.jpg", "data/val/ant/0.jpg"], f"/data {SPLITS}.*/data/train$"),
+        (["data/raw/TRAIN/0.jpg"], f"/data/raw {SPLITS}"),
+        (["one/train/ant/0.jpg", "one/val/ant/0.jpg", "two/ant/0.jpg"], f"/one {SPLITS}"),
+        (["data/ant/0.jpg", "data/bee/0.jpg"], "its classes are those in .*/data: give .*/data$"),
+        (["/".join("d" * 70) + "/0.jpg"], "has folders more than 64 deep, in d$"),
+        (["shards/train/s-0.TAR", "readme.md"], "give the folder of its archives: .*/shards/train$"),
+        (["data/a.parquet"], "give the folder of its archives: .*/data$"),
     ],
 )
-def test_a_folder_that_could_mean_several_things_is_an_error(tmp_path: Path, files: list[str], message: str) -> None:
+def test_a_folder_that_cannot_be_meant_is_an_error(tmp_path: Path, files: list[str], message: str) -> None:
     with pytest.raises(CodaError, match=message):
         open_images(save(tmp_path, *files))
+
+
+def test_a_class_of_trains_is_a_class(tmp_path: Path) -> None:
+    source = open_images(save(tmp_path, "car/0.jpg", "train/0.jpg", "training shoe/0.jpg"))
+    assert source.class_names == ["car", "train", "training shoe"]
+
+
+def test_names_are_shown_escaped_and_files_still_found(tmp_path: Path) -> None:
+    names = ["a\x1b[31m.jpg", "b\n.jpg", "c\udcff.jpg", "d é.jpg"]
+    source = open_images(save(tmp_path / "x\ny", *(f"ant\t/{name}" for name in names)))
+    assert [source.key(i) for i in range(4)] == [
+        r"ant\t/a\x1b[31m.jpg", r"ant\t/b\n.jpg", r"ant\t/c\udcff.jpg", r"ant\t/d é.jpg"
+    ]  # fmt: skip
+    assert (problems(source), source.class_names) == ({}, [r"ant\t"])
+    assert source.location.endswith(r"x\ny") and len(source.fingerprint) == 64
+    members = [(f"{name}", jpeg(0)) for name in names]
+    archive = open_images(save_tar(tmp_path / "s.tar", members))
+    assert [archive.key(i) for i in range(4)] == [rf"s.tar/{name}" for name in (
+        r"a\x1b[31m.jpg", r"b\n.jpg", r"c\udcff.jpg", "d é.jpg"
+    )]  # fmt: skip
+    assert "\n" not in str(CodaError("b\n.jpg is broken"))
 
 
 # Archives
@@ -203,11 +263,11 @@ def test_members_that_are_no_pictures_are_named_and_nothing_is_extracted(tmp_pat
     assert problems(source) == {
         "s.tar/sym.jpg": f"is a link to {secret}",
         "s.tar/hard.jpg": "is a link to good.jpg",
-        "s.tar/device.jpg": "is no regular file",
+        "s.tar/device.jpg": "is not a regular file",
         "s.tar/../leaves.jpg": "its path leads out of the archive",
         "s.tar//absolute.jpg": "its path leads out of the archive",
         "s.tar/label-only": "the sample has no image",
-        "s.tar/odd-label.jpg": "its label 'cat' is no class index",
+        "s.tar/odd-label.jpg": "its label 'cat' is not a class index",
     }
     assert len(source) == 8
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["s.tar", "secret.jpg", "x"]
@@ -236,6 +296,115 @@ def test_an_archive_cut_short_gives_what_is_whole_and_names_the_rest(tmp_path: P
     assert list(problems(open_images(cut))) == ["cut.tar/(end)"]
 
 
+def tar_header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
+    block = bytearray(512)
+    block[: len(name)] = name.encode()
+    block[124 : 124 + len(size)], block[156:157], block[257:263] = size, kind, b"ustar\0"
+    block[148:156] = b"%06o\0 " % (sum(block) + 8 * 32)
+    return bytes(block)
+
+
+def pax(*records: bytes, kind: bytes = b"x", size: int | None = None) -> bytes:
+    content = b"".join(b"%d %s\n" % (len(record) + 2 + len(str(len(record) + 4)), record) for record in records)
+    header = tar_header("pax", b"%011o" % (len(content) if size is None else size), kind)
+    return header + content + bytes(-len(content) % 512)
+
+
+PLAIN = tar_header("b.jpg", b"%011o" % 1000) + bytes(1024)
+CUT, BEYOND = "cut short or damaged after a.jpg", "the archive ends within it"
+
+
+@pytest.mark.parametrize(
+    ("after", "problem"),
+    [
+        (tar_header("b.jpg", b"\xff" * 11 + b"\x00"), CUT),  # a negative size leads back to the start
+        (tar_header("b.jpg", b"\x80" + b"\x7f" * 11), BEYOND),
+        (tar_header("b.jpg", b"-0000001000"), CUT),
+        (tar_header("b.jpg", b"99999999999"), CUT),
+        (pax(b"size=-1024") + PLAIN, CUT),
+        (pax(b"size=" + b"9" * 300) + PLAIN, CUT),
+        (pax(b"size=99999999999999999999") + PLAIN, BEYOND),
+        (pax(b"size=nan") + PLAIN, CUT),
+        (pax(b"path=" + b"x" * 100_000 + b".jpg") + PLAIN, CUT),
+        (pax(b"path=b.jpg", size=8 * 2**30) + PLAIN, CUT),
+        (pax(b"path=b.jpg", size=2**20 + 1) + PLAIN + bytes(2**21), CUT),
+        (pax(b"path=b.jpg", size=2**30, kind=b"L") + PLAIN, CUT),
+        (pax(b"GNU.sparse.major=1", b"GNU.sparse.minor=0", b"path=b.jpg") + PLAIN + bytes(512), "not a regular file"),
+        (tar_header("b.jpg", b"00000001000", b"S")[:482] + b"\1" + bytes(29) + PLAIN, CUT),
+        (pax(b"comment=x") * 3000 + tar_header("b.jpg", b"", b"6") + bytes(512), "not a regular file"),
+    ],
+)
+def test_absurd_headers_of_an_archive_lose_the_rest_of_it_alone(tmp_path: Path, after: bytes, problem: str) -> None:
+    path = tmp_path / "s.tar"
+    first = jpeg(50)
+    path.write_bytes(tar_header("a.jpg", b"%011o" % len(first)) + first + bytes(-len(first) % 512) + after)
+    source = open_images(path)
+    assert shade(source, 0) == 50
+    (found,) = problems(source).values()
+    assert problem in found and len(source) == 2
+
+
+def test_names_of_any_length_and_large_sizes_are_read(tmp_path: Path) -> None:
+    names = ["x" * 99 + ".jpg", "deep/" * 40 + "x.jpg", "é" * 100 + ".jpg"]
+    for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        path = tmp_path / f"{format}.tar"
+        with tarfile.open(path, "w", format=format, pax_headers={"comment": "all"}) as tar:
+            for number, name in enumerate(names):
+                info = tarfile.TarInfo(name)
+                info.size, info.mtime = len(jpeg(number * 10)), 1.5
+                tar.addfile(info, io.BytesIO(jpeg(number * 10)))
+        source = open_images(path)
+        assert [(source.key(i), shade(source, i)) for i in range(3)] == [
+            (f"{format}.tar/{name}", number * 10) for number, name in enumerate(names)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        (["dog.v2.jpg", "dog.v2.cls=3"], {"dog.v2.jpg": 3}),
+        (["dog.v1.jpg", "dog.v1.cls=1", "dog.v2.jpg", "dog.v2.cls=2"], {"dog.v1.jpg": 1, "dog.v2.jpg": 2}),
+        (["a.jpg", "a.v2.jpg", "a.cls=1", "a.v2.cls=2"], {"a.jpg": 1, "a.v2.jpg": 2}),
+        (["a.jpg", "b.jpg", "c.jpg", "a.cls=1", "c.cls=3"], {"a.jpg": 1, "b.jpg": -1, "c.jpg": 3}),
+        (["b.cls=2", "a.cls=1", "a.jpg", "b.jpg"], {"a.jpg": 1, "b.jpg": 2}),
+        (["a.x.jpg", "b.x.jpg", "a.x.cls=1", "b.cls=2"], {"a.x.jpg": 1, "b.x.jpg": 2}),
+        (["a.jpg", "a.cls=-1", "b.jpg", "b.cls=7"], {"a.jpg": -1, "b.jpg": 7}),
+        (
+            [".a.jpg", "._b.jpg", ".x/c.jpg", "__MACOSX/._b.cls=1", "./b.jpg", "b.cls=1"],
+            {"./b.jpg": -1, "b": "no image"},
+        ),
+        (["a.jpg", "a.fine.cls=1", "a.coarse.cls=2"], {"a.jpg": "has the labels a.fine.cls and a.coarse.cls"}),
+        (["a.jpg", "b.jpg", "a.cls=x"], {"a.jpg": "its label 'x' is not a class index", "b.jpg": -1}),
+        (["a.heic", "a.cls=1", "b.jpg"], {"a": "the sample has no image", "b.jpg": -1}),
+    ],
+)
+def test_no_label_of_an_archive_is_lost_in_silence(
+    tmp_path: Path, members: list[str], expected: dict[str, int | str]
+) -> None:
+    contents = [member.partition("=") for member in members]
+    path = save_tar(tmp_path / "s.tar", [(name, label.encode() or jpeg(0)) for name, _, label in contents])
+    source = open_images(path)
+    reasons = problems(source)
+    assert len(source) == len(expected)
+    for i, (name, label) in enumerate(expected.items()):
+        assert source.key(i) == f"s.tar/{name}"
+        assert label in reasons[source.key(i)] if isinstance(label, str) else source.label(i) == label
+
+
+def test_labels_are_checked_where_they_are_read(tmp_path: Path) -> None:
+    for label in (10**12, 2**20, 10**60):
+        path = save_tar(tmp_path / "s.tar", [("a.jpg", jpeg(0)), ("a.cls", b"%d" % label)])
+        with pytest.raises(CodaError, match=r"s\.tar/a\.jpg: label [\d,]+ is too large.*--num-classes"):
+            open_images(path)
+    path = save_parquet(tmp_path / "x.parquet", [1, 2], [3, 10**12])
+    with pytest.raises(CodaError, match=r"label 1,000,000,000,000 is too large for 1,048,576 classes"):
+        open_images(path)
+    path = save_parquet(tmp_path / "y.parquet", [1, 2], [0, 2**20])
+    assert open_images(path, num_classes=2**21).num_classes == 2**21
+    with pytest.raises(CodaError, match="label 1,048,576 is too large for 5 classes"):
+        open_images(path, num_classes=5)
+
+
 def test_an_archive_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     path = save_tar(tmp_path / "s.tar", [(f"{i}.jpg", jpeg(i * 10)) for i in range(3)])
     source = open_images(path)
@@ -249,7 +418,7 @@ def test_what_is_no_plain_archive_is_an_error(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "packed.tar", "w:gz"):
         pass
     for name in ("text.tar", "empty.tar", "packed.tar"):
-        with pytest.raises(CodaError, match=f"{name} is no uncompressed tar archive"):
+        with pytest.raises(CodaError, match=f"{name} is not an uncompressed tar archive"):
             open_images(tmp_path / name)
 
 
@@ -284,6 +453,8 @@ def test_rows_without_bytes_are_named(tmp_path: Path) -> None:
         (["cat", "dog", "emu"], [2, 0], [2, 0], 3),
         ([TENCH, GOLDEN], [1, 0], [207, 0], 1000),
         (None, [1500, 3], [1500, 3], 1501),
+        (None, [1, 3], [1, 3], 4),
+        (None, [999, -5], [999, -1], 1000),
         (None, ["dog", "cat"], [1, 0], 2),
         (None, [GOLDEN, None], [207, -1], 1000),
         (None, None, [-1, -1], 0),
@@ -293,16 +464,60 @@ def test_rows_without_bytes_are_named(tmp_path: Path) -> None:
 def test_parquet_labels_mean_what_the_file_says(
     tmp_path: Path, names: list[str] | None, labels: Any, expected: list[int], num_classes: int
 ) -> None:
-    path = save_parquet(tmp_path / "x.parquet", [10, 20], labels)
-    if names is not None:
-        features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
-        table = pq.read_table(path)
-        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
-    source = open_images(path)
+    source = open_images(save_parquet(tmp_path / "x.parquet", [10, 20], labels, names))
     assert [source.label(0), source.label(1)] == expected
     assert source.num_classes == num_classes
     if source.class_names is not None:
         assert len(source.class_names) == num_classes
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "names", "labels"),
+    [
+        (["cat", "dog", "emu"], ["emu", "cat", "dog"], ["cat", "dog", "emu"], [0, 1, 2, 0]),
+        (["cat", "dog"], ["emu", "cat"], ["cat", "dog", "emu"], [0, 1, 2, 0]),
+        ([TENCH, GOLDEN], [GOLDEN, TENCH], WNIDS, [0, 207, 207, 0]),
+        (["cat", "dog"], None, None, None),
+        (["cat", "cat"], ["cat", "dog"], None, None),
+    ],
+)
+def test_classes_of_several_files_are_matched_by_name(
+    tmp_path: Path, first: list[str], second: list[str] | None, names: list[str] | None, labels: Any
+) -> None:
+    for file, classes in (("a", first), ("b", second)):
+        save_parquet(tmp_path / f"{file}.parquet", [10, 20], [0, 1], names=classes)
+    if labels is None:
+        with pytest.raises(CodaError, match=r"does not name its classes as .*/a\.parquet does"):
+            open_images(tmp_path)
+    else:
+        source = open_images(tmp_path)
+        assert (source.class_names, [source.label(i) for i in range(4)]) == (names, labels)
+
+
+def test_a_small_table_that_unpacks_to_gigabytes_takes_no_memory(
+    tmp_path: Path, mebibytes: Callable[..., float]
+) -> None:
+    images = [{"bytes": jpeg(0) + bytes(2**20), "path": "x.jpg"}] * 300
+    for name, table, options in [
+        ("repeated", {"image": images}, {}),
+        ("plain", {"image": images}, {"use_dictionary": False}),
+        ("label", {"image": [jpeg(0)] * 300, "label": ["x" * 2**20] * 300}, {}),
+    ]:
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet", compression="zstd", **options)
+    save_parquet(tmp_path / "small.parquet", range(3), ["a", "b", "c"])
+    prepare = """
+from coda.tokenizer.images import BrokenImage, open_images
+
+def read_last(name):
+    try:
+        source = open_images(f"{sys.argv[1]}/{name}.parquet")
+        source.read(len(source) - 1)
+    except BrokenImage as error:
+        assert "unpacks to" in str(error), error
+
+read_last("small")
+"""
+    assert mebibytes(prepare, "for name in ('repeated', 'plain', 'label'): read_last(name)", tmp_path) < 150
 
 
 def test_images_may_be_a_column_of_bytes(tmp_path: Path) -> None:
@@ -318,13 +533,11 @@ def test_parquet_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "text.parquet")
     save_parquet(tmp_path / "floats.parquet", [10], [1.5])
     save_parquet(tmp_path / "b.parquet", [10])
-    table = pq.read_table(good)
-    features = {"info": {"features": {"label": {"names": ["cat"]}}}}
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "few.parquet")
+    save_parquet(tmp_path / "few.parquet", [10], [1], names=["cat"])
     for name, message in [
-        ("cut", "is no parquet file, or is cut short"),
+        ("cut", "is not a parquet file, or is cut short"),
         ("text", "has no column of images.* its columns are text, label"),
-        ("floats", "of type float; they must be integers or names"),
+        ("floats", "they must be integers or names"),
         ("[ab]", "has other columns than"),
         ("few", "label 1 where only 1 classes are named"),
     ]:
@@ -404,8 +617,9 @@ def test_the_fingerprint_is_that_of_the_data_not_of_their_place(tmp_path: Path, 
 def test_a_changed_picture_or_label_changes_the_fingerprint(tmp_path: Path) -> None:
     location = make_folder(tmp_path)
     before = open_images(location).fingerprint
-    with open(tmp_path / "data" / "1" / "04.jpg", "ab") as file:
-        file.write(b" ")
+    image = tmp_path / "data" / "1" / "04.jpg"
+    image.write_bytes(image.read_bytes()[:-1] + b" ")
+    os.utime(image, ns=(0, 10**18))
     longer = open_images(location).fingerprint
     (tmp_path / "data" / "1").rename(tmp_path / "data" / "other")
     assert len({before, longer, open_images(location).fingerprint}) == 3
