@@ -1,89 +1,65 @@
-"""Command-line words, checked and turned into typed values against a function's signature before anything runs.
+"""Arguments of a command: found in its signature, checked against it, and turned into typed values.
 
-Python Fire guesses a value's type from how it looks and finds unknown flags only after the command ran. Here the
-signature decides: parameters before `*` are positional words, those after it flags, and the annotation says what a
-value may be: int, float, bool, str, Path, Literal, `tuple[X, ...]` (comma-separated or repeated), `X | None`, and
-`Annotated` with one of the marks below. Strings stay strings: `--class 007` and `--out 1e3` are no numbers.
+Parameters before `*` are positional words, those after it flags. A parameter whose annotation is a `Settings` class
+stands for that class's fields: each of them is a flag, and the command gets the object. Python Fire splits the words
+and calls the command; what is here is what Fire cannot do: find unknown flags and missing values before anything runs,
+name the nearest flag, and hold values to their types and bounds. Strings stay strings: `--class 007` is not a number.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import math
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from coda.tokenizer.foundation.settings import (  # noqa: F401
-    Count,
-    Device,
-    Fraction,
-    Kind,
-    Natural,
-    Parsed,
-    Part,
-    Positive,
-    Precision,
-    Range,
-    Seed,
-    Side,
-    Size,
-    TrainingPrecision,
-    Unsplit,
-    Weight,
-    kind_of,
-)
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.settings import Kind, Settings, kind_of
 
 EMPTY = inspect.Parameter.empty
-COMMON_FLAGS = ("config", "dry-run", "debug", "help")
+_NUMBERS = {int: r"[+-]?[0-9]+", float: r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"}
+_TRUTHS = {"true": True, "false": False}
 
 
 class UsageError(Exception):
     """Wrong usage: one line that says what was wrong and what would be right; exit status 2."""
 
 
-class FailedRun(Exception):
-    """What a `CodaError` is, for those who must not import torch; exit status 1."""
+@dataclass(frozen=True)
+class Help:
+    """A line of help for a parameter that is not a settings class: `Annotated[Path, Help("Output directory.")]`."""
+
+    text: str
 
 
-def parse_box(value: Any) -> tuple[float, ...]:
-    """Four numbers: left, top, right, bottom."""
-    parts = list(value) if isinstance(value, list | tuple) else str(value).split(",")
-    numbers = tuple(float(part) for part in parts if not isinstance(part, bool))
-    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
-        raise ValueError
-    return numbers
+class Without:
+    """Fields of a settings class that a command does not offer: `Annotated[RunOptions, Without("strict")]`."""
 
-
-def parse_region(value: Any) -> tuple[float, ...] | str:
-    """A box, or the path of a mask image."""
-    if not isinstance(value, str) or re.fullmatch(r"[-+0-9.,eE\s]+", value):
-        return parse_box(value)
-    return value
-
-
-Box = Annotated[Any, Parsed(parse_box, "a box like 64,64,192,192: left,top,right,bottom", "L,T,R,B")]
-Region = Annotated[
-    Any, Parsed(parse_region, "a box like 64,64,192,192 (left,top,right,bottom) or a mask image", "L,T,R,B|PATH")
-]
-Extractor = Literal["auto", "inception", "efficientnet_lite0"]
+    def __init__(self, *names: str) -> None:
+        self.names = names
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One parameter of a command, seen from the command line."""
+    """One argument of a command: a parameter, or a field of the settings class `group[1]` of the parameter `group[0]`.
+
+    The name with hyphens is the flag: `class_` is --class, `batch_size` is --batch-size.
+    """
 
     name: str
     kind: Kind
     default: Any
-    positional: bool
+    help: str
+    positional: bool = False
+    group: tuple[str, type[Settings]] | None = None
 
     @property
     def word(self) -> str:
-        """The name with hyphens: `class_` is "class", `batch_size` is "batch-size"."""
+        """The name with hyphens."""
         return self.name.rstrip("_").replace("_", "-")
 
     @property
@@ -97,123 +73,91 @@ class Argument:
         return self.default is EMPTY
 
 
-def arguments_of(function: Callable[..., Any]) -> list[Argument]:
-    """The arguments of a command function, in the order of its signature."""
-    hints = get_type_hints(function, include_extras=True)
-    return [
-        Argument(p.name, kind_of(hints[p.name]), p.default, positional=p.kind is not inspect.Parameter.KEYWORD_ONLY)
-        for p in inspect.signature(function).parameters.values()
-    ]
+def _common(name: str, hint: Any, help: str) -> Argument:
+    return Argument(name, kind_of(hint), None if hint is not bool else False, help)
 
 
-def convert(text: str, argument: Argument) -> Any:
-    """One word of the command line as a value; UsageError where it is none."""
-    kind = argument.kind
-    if kind.optional and text == "none" and (kind.base not in (str, Path) or kind.choices or kind.parsed):
-        return None
-    try:
-        if kind.many:
-            words = text.split(",") if kind.split else [text]
-            return tuple(_one(word.strip() if kind.split else word, kind) for word in words)
-        return _one(text, kind)
-    except ValueError:
-        several = " (several: comma-separated)" if kind.many and kind.split else ""
-        raise UsageError(f'{argument.label} "{text}" is not {kind.what}{several}') from None
+# Flags of every command.
+COMMON = (
+    _common("config", Path, "Defaults for the flags above, in JSON or TOML; flags on the command line win."),
+    _common("dry_run", bool, "Print the settings as JSON and do nothing; the output is a valid --config."),
+    _common("debug", bool, "Show the traceback of an error."),
+    _common("help", bool, "Show this page."),
+)
 
 
-def _one(text: str, kind: Kind) -> Any:
-    """One element; ValueError where the text is none."""
-    if not text:
-        raise ValueError
-    if kind.parsed:
-        return kind.parsed.parse(text)
-    if kind.choices:
-        return (
-            next(choice for choice in kind.choices if str(choice) == text) if text in map(str, kind.choices) else _no()
-        )
-    if kind.base is bool:
-        return {"true": True, "false": False}[text] if text in ("true", "false") else _no()
-    if kind.base is int:
-        return _within(int(text), kind) if re.fullmatch(r"[+-]?[0-9]+", text) else _no()
-    if kind.base is float:
-        number = re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text)
-        return _within(float(text), kind) if number else _no()
-    return Path(text) if kind.base is Path else text
+def arguments_of(command: Callable[..., Any]) -> list[Argument]:
+    """The arguments of a command, in the order of its signature."""
+    hints = get_type_hints(command, include_extras=True)
+    found: list[Argument] = []
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        base, *marks = get_args(hint) if get_origin(hint) is Annotated else [hint]
+        if isinstance(base, type) and issubclass(base, Settings):
+            left_out = {name for mark in marks if isinstance(mark, Without) for name in mark.names}
+            group = (parameter.name, base)
+            found += [
+                Argument(field.name, field.kind, field.default, field.help, group=group)
+                for field in base.declared()
+                if field.name not in left_out
+            ]
+        else:
+            (text,) = (mark.text for mark in marks if isinstance(mark, Help))
+            positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+            found.append(Argument(parameter.name, kind_of(hint), parameter.default, text, positional))
+    return found
 
 
-def convert_config(value: Any, argument: Argument) -> Any:
-    """A value of a configuration file (already of a JSON or TOML type); UsageError where it is of another type."""
-    try:
-        return argument.kind.check(value)
-    except ValueError:
-        raise UsageError(f"{argument.word} = {value!r} is not {argument.kind.what}") from None
+def fire_words(words: Sequence[str], arguments: Sequence[Argument]) -> list[str]:
+    """Check the words of a command line, and spell them as `--name=text`, which Fire cannot misread.
 
-
-def _within(number: Any, kind: Kind) -> Any:
-    return number if kind.in_range(number) else _no()
-
-
-def _no() -> Any:
-    raise ValueError
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """The end of a message, "; did you mean X?", where a known word is like `word`; else nothing."""
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else ""
-
-
-def parse(words: Sequence[str], arguments: Sequence[Argument]) -> dict[str, Any]:
-    """What the words give: typed values by parameter name, without those that were not given.
-
-    `--config`, `--dry-run` and `--debug` are the caller's: they must have been taken out before.
+    A repeated flag becomes one word with a JSON list of its texts; `convert` takes it apart.
 
     Raises:
-        UsageError: An unknown flag, a missing or ill-typed value, a flag given twice, a word too many.
+        UsageError: An unknown flag, a missing value, a flag given twice, or a word too many.
     """
     flags = {f"--{argument.word}": argument for argument in arguments}
-    places = [argument for argument in arguments if argument.positional]
-    given: dict[str, Any] = {}
-    rest = list(words)
-    only_words = False
+    texts: dict[str, list[str]] = {}
+    rest, only_words = list(words), False
     while rest:
-        word = rest.pop(0)
-        if word == "--" and not only_words:
+        text = rest.pop(0)
+        if text == "--" and not only_words:
             only_words = True
-        elif only_words or not _looks_like_flag(word):
-            argument = next((place for place in places if place.name not in given or place.kind.many), None)
-            if argument is None:
-                raise UsageError(f'unexpected "{word}"' + (": flags take their value as --flag VALUE" if given else ""))
-            _add(given, argument, word)
+            continue
+        if not only_words and _looks_like_flag(text):
+            argument, text = _read_flag(text, rest, flags)
         else:
-            name, equals, text = word.partition("=")
-            argument = flags.get(name)
-            if argument is None and not equals and name.startswith("--no-"):
-                argument = flags.get(f"--{name.removeprefix('--no-')}")
-                if argument is not None and argument.kind.base is bool:
-                    _add(given, argument, "false")
-                    continue
-                argument = None
-            if argument is None:
-                known = [*flags, *(f"--no-{a.word}" for a in arguments if a.kind.base is bool)]
-                raise UsageError(f"unknown flag {name}" + nearest(name, [*known, *(f"--{f}" for f in COMMON_FLAGS)]))
-            if argument.kind.base is bool and not equals:
-                text = "true"
-            elif not equals:
-                if not rest or rest[0] == "--" or _looks_like_flag(rest[0]):
-                    raise UsageError(f"{name} needs a value: {argument.kind.what}")
-                text = rest.pop(0)
-            _add(given, argument, text)
-    return given
+            places = (a for a in arguments if a.positional and (a.kind.many or a.name not in texts))
+            argument = next(places, None) or _refuse_word(text)
+        if argument.name in texts and not argument.kind.many:
+            raise UsageError(f"{argument.label} is given twice")
+        texts.setdefault(argument.name, []).append(text)
+    many = {argument.name for argument in arguments if argument.kind.many}
+    return [f"--{name}={json.dumps(found) if name in many else found[0]}" for name, found in texts.items()]
 
 
-def _add(given: dict[str, Any], argument: Argument, text: str) -> None:
-    value = convert(text, argument)
-    if argument.kind.many and value is not None and given.get(argument.name) is not None:
-        value = given[argument.name] + value
-    elif argument.name in given:
-        raise UsageError(f"{argument.label} is given twice")
-    given[argument.name] = value
+def _refuse_word(text: str) -> Argument:
+    raise UsageError(f'unexpected "{text}": flags are written --flag VALUE')
+
+
+def _read_flag(word: str, rest: list[str], flags: Mapping[str, Argument]) -> tuple[Argument, str]:
+    """The flag that `word` begins, and the text of its value, which is taken from `rest` if it is not in `word`."""
+    name, equals, text = word.partition("=")
+    switches = {f"--no-{argument.word}": argument for argument in flags.values() if argument.kind.base is bool}
+    if name in switches and name not in flags and not equals:
+        return switches[name], "false"
+    if name not in flags:
+        raise UsageError(f"unknown flag {name}" + nearest(name, [*flags, *switches]))
+    argument = flags[name]
+    if equals:
+        return argument, text
+    if argument.kind.base is bool:
+        if rest and rest[0].lower() in (*_TRUTHS, "yes", "no", "on", "off"):
+            raise UsageError(f"{name} takes no value: write {name} or --no-{argument.word}, not {name} {rest[0]}")
+        return argument, "true"
+    if not rest or rest[0] == "--" or _looks_like_flag(rest[0]):
+        raise UsageError(f"{name} needs a value: {argument.kind.what}")
+    return argument, rest.pop(0)
 
 
 def _looks_like_flag(word: str) -> bool:
@@ -221,42 +165,109 @@ def _looks_like_flag(word: str) -> bool:
     return word.startswith("-") and word != "-" and not re.match(r"-\.?[0-9]", word)
 
 
-def resolve(
-    given: Mapping[str, Any], arguments: Sequence[Argument], config: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Every parameter's value: what was given, else the configuration's, else the default.
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The end of a message, "; did you mean X?", if a known word is like `word`; otherwise nothing."""
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
 
-    Args:
-        given: What `parse` returned.
-        arguments: The command's.
-        config: A configuration file's contents; names with hyphens or underscores.
+
+def convert(argument: Argument, text: str) -> Any:
+    """The value of one of `fire_words`: what Fire calls to parse the text of `argument`.
 
     Raises:
-        UsageError: A required value is missing; the configuration has an unknown key or an ill-typed value.
+        UsageError: If the text does not fit the argument's type and bounds.
+    """
+    if not argument.kind.many:
+        return _convert_one(argument, text)
+    found: tuple[Any, ...] = ()
+    for part in json.loads(text):
+        value = _convert_one(argument, part)
+        if value is None:
+            return None
+        found += value
+    return found
+
+
+def _convert_one(argument: Argument, text: str) -> Any:
+    kind = argument.kind
+    if kind.optional and text == "none" and (kind.base not in (str, Path) or kind.choices or kind.parsed):
+        return None
+    try:
+        if not kind.many:
+            return _element(kind, text)
+        return (
+            tuple(_element(kind, part.strip()) for part in text.split(",")) if kind.split else (_element(kind, text),)
+        )
+    except ValueError:
+        several = " (several: comma-separated)" if kind.many and kind.split else ""
+        raise UsageError(f'{argument.label} "{text}" is not {kind.what}{several}') from None
+
+
+def _element(kind: Kind, text: str) -> Any:
+    """One element; ValueError if the text does not fit."""
+    if not text:
+        raise ValueError
+    value: Any = text
+    if kind.choices:
+        value = next((choice for choice in kind.choices if str(choice) == text), None)
+    elif kind.base is bool:
+        value = _TRUTHS.get(text)
+    elif kind.base in _NUMBERS and not kind.parsed:
+        value = kind.base(text) if re.fullmatch(_NUMBERS[kind.base], text) else None
+    return kind.check_one(value)
+
+
+def resolve(given: Mapping[str, Any], arguments: Iterable[Argument], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every argument's value by name: the one given, else the configuration's, else the default.
+
+    Args:
+        given: Values from the command line, by name.
+        arguments: The command's.
+        config: Contents of a configuration file; names with hyphens or underscores.
+
+    Raises:
+        UsageError: A required value is missing; the configuration has an unknown key or a value of another type.
     """
     by_word = {argument.word: argument for argument in arguments}
-    configured: dict[str, Any] = {}
-    for key, value in (config or {}).items():
+    values = {argument.name: argument.default for argument in by_word.values()}
+    configured = set()
+    for key, value in config.items():
         argument = by_word.get(key.rstrip("_").replace("_", "-"))
         if argument is None:
             raise UsageError(f"unknown key {key!r} in the configuration" + nearest(key, list(by_word)))
         if argument.name in configured:
             raise UsageError(f"{argument.word} is given twice in the configuration")
-        configured[argument.name] = convert_config(value, argument)
-    values = {}
-    for argument in arguments:
-        values[argument.name] = {**configured, **given}.get(argument.name, argument.default)
+        configured.add(argument.name)
+        try:
+            values[argument.name] = argument.kind.check(value)
+        except ValueError:
+            raise UsageError(f"{argument.word} = {value!r} is not {argument.kind.what}") from None
+    values |= given
+    for argument in by_word.values():
         if values[argument.name] is EMPTY:
             raise UsageError(f"{argument.label} is missing: {argument.kind.what}")
     return values
 
 
-def to_json(values: Mapping[str, Any], arguments: Sequence[Argument]) -> dict[str, Any]:
+def to_json(values: Mapping[str, Any], arguments: Iterable[Argument]) -> dict[str, Any]:
     """Resolved values as a configuration file holds them, by flag name."""
+    return json.loads(json.dumps({argument.word: values[argument.name] for argument in arguments}, default=str))
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
 
-    return {argument.word: plain(values[argument.name]) for argument in arguments}
+def parameters(values: Mapping[str, Any], arguments: Iterable[Argument]) -> dict[str, Any]:
+    """Resolved values as the command's parameters: fields of a settings class are gathered in an object of it.
+
+    Raises:
+        UsageError: If two settings do not go together.
+    """
+    found: dict[str, Any] = {}
+    fields: dict[tuple[str, type[Settings]], dict[str, Any]] = {}
+    for argument in arguments:
+        if argument.group is None:
+            found[argument.name] = values[argument.name]
+        else:
+            fields.setdefault(argument.group, {})[argument.name] = values[argument.name]
+    try:
+        return found | {name: settings(**chosen) for (name, settings), chosen in fields.items()}
+    except CodaError as error:
+        raise UsageError(str(error)) from error

@@ -6,25 +6,24 @@ Exit status: 0 done; 1 a failed run; 2 wrong usage; 130 interrupted; 143 termina
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import json
-import logging
 import os
-import re
 import signal
 import sys
-import threading
 import traceback
-import types
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from .arguments import Argument, FailedRun, UsageError, arguments_of, nearest, parse, resolve, to_json
+from coda.tokenizer.foundation.errors import CodaError, shown
+from coda.tokenizer.foundation.launcher import is_main_process
+
+from .arguments import COMMON, Argument, UsageError, arguments_of, convert, fire_words, nearest, parameters, resolve
+from .arguments import to_json as settings_to_json
 from .config_file import read_config
+from .failures import Terminated, quiet_libraries, reason, reopen_closed_streams, signals_raise
 
 SUMMARY = "coda turns a continuous VAE into a discrete tokenizer, and trains a masked transformer over its codes."
 
@@ -54,14 +53,10 @@ COMMANDS = {
     "benchmark speed-sample": "benchmark_speed_sample:speed_sample",
 }
 GROUPS = {
-    "cache": "coda cache exchanges code caches with programs that know nothing of coda.",
-    "edit": "coda edit samples part of a photograph's codes anew.",
+    "cache": "coda cache exports and imports code caches for programs that do not use coda.",
+    "edit": "coda edit resamples part of an image's codes.",
     "benchmark": "coda benchmark measures what the other commands made: JSON, a Markdown table and plots.",
 }
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where the program stands so that nothing is left half written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,29 +69,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    flags = words[: words.index("--")] if "--" in words else words
-    debug = "--debug" in flags
+    debug = "--debug" in (words[: words.index("--")] if "--" in words else words)
     name = "coda"
+    reopen_closed_streams()
     try:
-        with _sigterm_raises(), _quiet(debug):
+        with signals_raise(), contextlib.nullcontext() if debug else quiet_libraries():
             name = _name(words)
-            _dispatch(name, words[len(name.split()) - 1 :], flags)
+            run_command(name, words[len(name.split()) - 1 :])
             sys.stdout.flush()
         return 0
     except BrokenPipeError:
-        # Who read our output went away. What is still buffered must not raise again when Python shuts down.
+        # Whoever read the output went away. What is still buffered must not raise again when Python shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:
-        status = 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+        number = error.number if isinstance(error, Terminated) else signal.SIGINT
         word = "terminated" if isinstance(error, Terminated) else "interrupted"
-        _say(f"{name}: {word}; a command that is given again goes on from its last checkpoint, where it keeps any")
-        return status
+        _say(f"{name}: {word}; run the same command to resume")
+        return 128 + number
     except Exception as error:
         if debug:
             traceback.print_exc()
         usage = isinstance(error, UsageError)
-        _say(f"{name}: {_reason(error)}" + (f" (see {name} --help)" if usage else ""))
+        _say(f"{name}: {reason(error)}" + (f" (see {name} --help)" if usage else ""))
         return 2 if usage else 1
 
 
@@ -107,67 +102,95 @@ def load_command(name: str) -> Callable[..., str]:
 
 
 def _name(words: Sequence[str]) -> str:
-    """What the first words call: "coda" alone, or with the command's name.
+    """The command that the first words name: "coda sample", "coda benchmark rfid", a group, or "coda" alone.
 
     Raises:
-        UsageError: They name no command.
+        UsageError: If they do not name a command.
     """
+    first_words = list(dict.fromkeys(name.split()[0] for name in COMMANDS))
     if not words:
-        raise UsageError("which command? " + ", ".join(_first_words()))
-    first = words[0]
+        raise UsageError("which command? " + ", ".join(first_words))
+    first, second = words[0], (words[1] if len(words) > 1 else "")
+    if first in ("--help", "-h", "--version"):
+        return "coda"
     if first.startswith("-"):
-        if first in ("--help", "-h", "--version"):
-            return "coda"
-        raise UsageError(f"{first} stands before the command: write coda COMMAND {first}")
+        raise UsageError(f"{first} comes before the command: write coda COMMAND {first}")
     if first in GROUPS:
-        second = words[1] if len(words) > 1 else ""
         members = [name.split()[1] for name in COMMANDS if name.startswith(f"{first} ")]
         if second in ("--help", "-h"):
             return f"coda {first}"
         if second not in members:
             what = f'no "{first} {second}"' + nearest(second, members) if second else f"{first} needs a second word"
-            raise UsageError(f"{what}; there are {', '.join(members)}")
+            raise UsageError(f"{what}; choose from {', '.join(members)}")
         return f"coda {first} {second}"
     if first not in COMMANDS:
-        raise UsageError(f'no command "{first}"' + (nearest(first, _first_words()) or ": see coda --help"))
+        raise UsageError(f'no command "{first}"' + (nearest(first, first_words) or ": see coda --help"))
     return f"coda {first}"
 
 
-def _first_words() -> list[str]:
-    return list(dict.fromkeys(name.split()[0] for name in COMMANDS))
+def run_command(name: str, words: list[str]) -> None:
+    """Answer --help and --version, or let Fire parse `words` and call the command `name`.
 
+    Args:
+        name: "coda" and the command's name.
+        words: The words after it.
+    """
+    from .help_text import command_page, overview
 
-def _dispatch(name: str, words: list[str], flags: Sequence[str]) -> None:
-    """Answer --help, --version and --dry-run, or run the command `name` with `words`."""
     command = name.removeprefix("coda").strip()
-    if command not in COMMANDS:
-        if words[:1] == ["--version"]:
-            print(f"coda {metadata.version('coda')}")
-        else:
-            _print_overview(name, command)
-        return
-    if "--help" in flags or "-h" in flags:
-        from .help_text import command_page
-
+    if words[:1] == ["--version"]:
+        print(f"coda {metadata.version('coda')}")
+    elif command not in COMMANDS:
+        members = {
+            known.removeprefix(command).strip(): load_command(known) for known in COMMANDS if known.startswith(command)
+        }
+        print(overview(name, GROUPS.get(command, SUMMARY), members))
+    elif {"--help", "-h"} & set(words[: words.index("--")] if "--" in words else words):
         print(command_page(command, load_command(command)))
-        return
-    function = load_command(command)
-    arguments = arguments_of(function)
-    words, config, dry_run = _take_common(words)
-    given = parse(words, arguments)
-    values = resolve(given, arguments, read_config(config) if config else None)
-    if dry_run:
-        print(json.dumps(to_json(values, arguments), indent=2, ensure_ascii=False))
-        return
-    _check_defaults(arguments, values)
-    _fire(command, function, values)
+    else:
+        call_through_fire(command, load_command(command), words)
 
 
-def _check_defaults(arguments: Sequence[Argument], values: Mapping[str, Any]) -> None:
-    """What the command before this one should have made, and nothing else was asked for, must be there.
+def call_through_fire(name: str, command: Callable[..., str | None], words: Sequence[str]) -> None:
+    """Check the words, then let Fire find the command, parse every value with `convert`, and print what it returns.
+
+    Args:
+        name: The command's name, such as "benchmark rfid".
+        command: Its function.
+        words: The words after the name.
 
     Raises:
-        FailedRun: It is not; the message names the command that makes it.
+        UsageError: If the arguments are wrong; before the command is called.
+    """
+    arguments = arguments_of(command)
+    known = [*arguments, *COMMON]
+    checked = fire_words(words, known)
+    import fire
+    from fire.decorators import SetParseFns
+
+    @SetParseFns(**{argument.name: partial(convert, argument) for argument in known})
+    def called(
+        config: Path | None = None, dry_run: bool = False, debug: bool = False, help: bool = False, **given: Any
+    ) -> str | None:
+        values = resolve(given, arguments, read_config(config) if config else {})
+        chosen = parameters(values, arguments)
+        if dry_run:
+            return json.dumps(settings_to_json(values, arguments), indent=2, ensure_ascii=False)
+        _check_earlier_stage(arguments, values)
+        line = command(**chosen)
+        return "\n".join(map(shown, line.split("\n"))) if line and is_main_process() else None
+
+    tree: Any = called
+    for word in reversed(name.split()):
+        tree = {word: tree}
+    fire.Fire(tree, command=[*name.split(), *checked], name="coda")
+
+
+def _check_earlier_stage(arguments: Sequence[Argument], values: Mapping[str, Any]) -> None:
+    """What an input's default names must be there: what the command before this one makes.
+
+    Raises:
+        CodaError: If it is not; the message names the command that makes it.
     """
     for argument in arguments:
         place = str(argument.default)
@@ -175,135 +198,12 @@ def _check_defaults(arguments: Sequence[Argument], values: Mapping[str, Any]) ->
         if by_default and argument.name != "out" and place.startswith("runs/") and not Path(place).exists():
             outs = {name: [a for a in arguments_of(load_command(name)) if a.name == "out"] for name in COMMANDS}
             makers = (name for name, out in outs.items() if out and str(out[0].default) == place)
-            raise FailedRun(f"there is no {place} yet: coda {next(makers)} makes it, or give another {argument.label}")
-
-
-def _print_overview(name: str, group: str) -> None:
-    from .help_text import overview
-
-    members = {known.removeprefix(group).strip(): load_command(known) for known in COMMANDS if known.startswith(group)}
-    print(overview(name, GROUPS.get(group, SUMMARY), members))
-
-
-def _take_common(words: Sequence[str]) -> tuple[list[str], Path | None, bool]:
-    """Take --config, --dry-run and --debug out of the words, up to a bare "--"."""
-    end = words.index("--") if "--" in words else len(words)
-    rest: list[str] = []
-    config: Path | None = None
-    dry_run = False
-    pending = list(words[:end])
-    while pending:
-        word = pending.pop(0)
-        key, equals, text = word.partition("=")
-        if key == "--config":
-            if not equals and pending and not pending[0].startswith("--"):
-                text = pending.pop(0)
-            if not text:
-                raise UsageError("--config needs a value: a JSON or TOML file")
-            if config is not None:
-                raise UsageError("--config is given twice")
-            config = Path(text)
-        elif word == "--dry-run":
-            dry_run = True
-        elif word != "--debug":
-            rest.append(word)
-    return [*rest, *words[end:]], config, dry_run
-
-
-def _fire(command: str, function: Callable[..., str], values: Mapping[str, Any]) -> None:
-    """Let Fire walk to the command and call it, with every value already of its type.
-
-    Fire's words carry only the parameters' names; its parse function looks the typed value up by that name.
-    """
-    import fire
-    from fire.decorators import SetParseFn
-
-    from coda.tokenizer.foundation.launcher import is_main_process
-
-    @SetParseFn(values.__getitem__)
-    @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> str | None:
-        line = function(*args, **kwargs)
-        return line if is_main_process() else None
-
-    component: Any = checked
-    for word in reversed(command.split()):
-        component = {word: component}
-    try:
-        fire.Fire(component, command=[*command.split(), *(f"--{key}={key}" for key in values)], name="coda")
-    except SystemExit as stop:  # Fire refused what our own check let through
-        raise RuntimeError(f"Fire ended with status {stop.code}") from stop
-
-
-def _reason(error: Exception) -> str:
-    """One line for what went wrong."""
-    kind = type(error)
-    ours = kind.__module__.startswith("coda.")
-    text = " ".join(str(error).split())
-    if ours:
-        return text
-    if re.search("no space left|disk quota|ENOSPC", text, re.IGNORECASE) or getattr(error, "errno", None) in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-    ):
-        at = getattr(error, "filename", None)
-        return "no space left on the disk" + (f" for {at}" if at else "") + ": free some and give the command again"
-    if isinstance(error, MemoryError) or kind.__name__ == "OutOfMemoryError" or _OUT_OF_MEMORY.search(text):
-        amount = re.search(r"[Tt]ried to allocate (\d[\d.]*) ?([KMG]iB|bytes)", text)
-        tried = f" ({amount[1]} {amount[2]} more were wanted)" if amount else ""
-        return f"not enough memory{tried}: a smaller --batch-size or --size needs less"
-    if isinstance(error, OSError) and error.errno is not None and error.strerror:
-        return (f"{error.filename}: " if error.filename else "") + error.strerror.lower()
-    if isinstance(error, ImportError) and error.name:
-        return f"{text}: install it with pip"
-    return f"{kind.__name__}: {text or 'no more is known'} (--debug shows where)"
-
-
-_OUT_OF_MEMORY = re.compile(
-    "out of memory|can't allocate memory|not enough memory|cannot allocate memory", re.IGNORECASE
-)
+            raise CodaError(f"there is no {place} yet: coda {next(makers)} makes it, or give another {argument.label}")
 
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):
-        print(" ".join(line.split()), file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends the program as Ctrl-C does, so that what is open is closed and removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handler(number: int, frame: types.FrameType | None) -> NoReturn:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _quiet(debug: bool) -> Iterator[None]:
-    """Keep the libraries' warnings off stderr, which is for progress and for the one line of an error."""
-    if debug:
-        yield
-        return
-    chatty = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in chatty]
-    for logger in chatty:
-        os.environ.setdefault(f"{logger.name.upper()}_VERBOSITY", "error")  # read when it is imported
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(chatty, levels, strict=True):
-            logger.setLevel(level)
+        print(shown(" ".join(line.split())), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

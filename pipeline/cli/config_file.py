@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,18 @@ def read_config(path: Path) -> dict[str, Any]:
     """The keys and values of a configuration file.
 
     Raises:
-        OSError: The file cannot be read.
-        UsageError: It is neither JSON nor TOML, or no table of keys.
+        OSError: If the file cannot be read.
+        UsageError: If it is neither JSON nor TOML, or does not hold keys and values.
     """
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes()
     try:
         if path.suffix == ".json":
             found = json.loads(text, object_pairs_hook=_unique)
         elif path.suffix == ".toml":
-            import tomllib
-
-            found = tomllib.loads(text)
+            found = tomllib.loads(text.decode("utf-8"))
         else:
             raise UsageError(f"--config {path}: expected a name that ends in .json or .toml")
-    except ValueError as error:  # of both parsers
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise UsageError(f"--config {path}: expected keys and values, as --dry-run prints them")
@@ -34,9 +34,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
+    for key, times in Counter(key for key, _ in pairs).items():
+        if times > 1:
             raise ValueError(f"{key!r} is given twice")
-        found[key] = value
-    return found
+    return dict(pairs)

@@ -1,5 +1,5 @@
-"""One file per command of `coda`; each function's keyword parameters are its flags, its docstring the help.
+"""One file per command of `coda`; its parameters are the flags, its docstring is the help.
 
-They stay thin: what they call lives in the other packages, and is imported inside the function, so that help answers
-at once. Each returns the line that the command ends with.
+The work is done in the other packages, which are imported inside the functions so that help answers at once. A
+command returns the line that it ends with.
 """

@@ -5,103 +5,80 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from ..cli.arguments import Count, Device, Extractor, Natural, Precision, Seed, Unsplit, UsageError, Weight
+from coda.generator.settings import SamplingSettings
+from coda.tokenizer.foundation.settings import Count, Precision
+
+from ..cli.arguments import Help, UsageError, Without
+from .flags import BatchSize, Classes, MeasureOptions, ModelOptions, Out, Placement
 from .output import ending_of
 
 
 def gfid(
     *,
-    reference: str,
-    samples: str | None = None,
-    model: str = "bundled",
-    tokenizer: str | None = None,
-    class_: Annotated[tuple[str, ...], Unsplit] = (),
-    num_images: Count | None = None,
-    balance: Literal["uniform", "drawn"] = "uniform",
-    steps: tuple[Count, ...] | None = None,
-    guidance: Weight | None = None,
-    out: Path = Path("runs/gfid"),
-    size: Count | None = None,
-    extractor: Extractor = "auto",
-    export_npz: bool = False,
-    batch_size: Count = 32,
-    workers: Natural = 0,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Precision = "auto",
-    overwrite: bool = False,
-    strict: bool = False,
+    reference: Annotated[str, Help("Images (as --data elsewhere), or an .npz such as ADM's.")],
+    samples: Annotated[
+        str | None, Help("Folder (such as that of coda sample) or .npz of samples; by default the model makes them.")
+    ] = None,
+    source: ModelOptions,
+    class_: Classes = (),
+    num_images: Annotated[
+        Count | None, Help("Number of samples; by default all there are, or 50,000 from a model.")
+    ] = None,
+    balance: Annotated[
+        Literal["uniform", "drawn"], Help("Classes in turns (uniform), or a random class per sample (drawn).")
+    ] = "uniform",
+    sampling: Annotated[SamplingSettings, Without("seed")],
+    out: Out = Path("runs/gfid"),
+    size: Annotated[
+        Count | None, Help("Size of the reference images in pixels, center crop; by default the samples'.")
+    ] = None,
+    export_npz: Annotated[bool, Help("Also write samples.npz for ADM's evaluator.")] = False,
+    batch_size: BatchSize = 32,
+    dtype: Annotated[
+        Precision, Help("Precision of the sampling; auto is bfloat16 on CUDA and float32 elsewhere.")
+    ] = "auto",
+    options: MeasureOptions,
 ) -> str:
-    """Quality of samples against a reference.
+    """Measure the quality of samples against a reference.
 
     Fréchet distance, KID, precision, recall and Inception score of images that a model samples (--model) or of existing
-    samples (--samples), against a reference set. Rerun the same command to resume an interrupted run.
-
-    Args:
-        reference: Images, as for --data elsewhere, or an .npz such as ADM's.
-        samples: Folder (such as that of coda sample) or .npz of samples; if not given, the model makes them.
-        model: Generator directory, pipeline directory or hub id, or the word bundled.
-        tokenizer: Directory or hub id of the tokenizer that belongs to a generator; runs/tokenizer if not given.
-        class_: Classes to sample, as in coda sample; by default those of the reference, matched by name or WordNet id.
-        num_images: Number of samples; by default all there are, or 50,000 from a model.
-        balance: Classes in turns (uniform), or a random class per sample (drawn).
-        steps: One number, distributed over the levels, or one per level; the model's if not given.
-        guidance: Classifier-free guidance scale, 1 for none; the model's if not given.
-        out: Directory of the report.
-        size: Center crop of the reference in pixels; the size of the samples if not given.
-        extractor: Feature extractor; auto is inception if its weights are installed.
-        export_npz: Also write samples.npz for ADM's evaluator.
-        batch_size: Images per batch.
-        workers: Processes that decode.
-        seed: Sample i has seed + i.
-        device: auto, cpu, cuda, cuda:1.
-        dtype: Precision of the model; auto is bfloat16 on CUDA and float32 elsewhere.
-        overwrite: Replace what --out holds.
-        strict: Stop at an image that cannot be read, instead of skipping it.
+    samples (--samples), against a reference set. Without --class, the classes are those of the reference, matched by
+    name or WordNet id. Sample i has the seed --seed + i. Rerun the same command to resume an interrupted run.
 
     Examples:
-        coda benchmark gfid --model runs/generator --reference photographs --num-images 5000
+        coda benchmark gfid --model runs/generator --reference photos --num-images 5000
         coda benchmark gfid --samples runs/samples --reference VIRTUAL_imagenet256_labeled.npz
     """
     from coda.benchmarks import generation_metrics
 
-    from .model import find_classes, open_pipeline, sampler_of, settings_of
+    from .model import find_classes, open_pipeline, sampler_of, sampling_record
 
-    sampling = None
-    source: Any = samples
-    classes, class_names = None, None
+    sampled: dict[str, Any] = {"samples": samples}
     if samples is None:
-        pipeline = open_pipeline(model, tokenizer, device, dtype)
-        source = sampler_of(pipeline, steps, guidance)
-        sampling = settings_of(pipeline, model, steps, guidance)
-        classes = find_classes(class_, pipeline.classes) or None
-        if pipeline.classes.seen:
-            class_names = {
-                i: pipeline.classes[i].wnid or ", ".join(pipeline.classes[i].names) for i in pipeline.classes.seen
-            }
-        else:
-            classes = [0]  # ignored by a model without classes
-    else:
-        flags = {"--tokenizer": tokenizer, "--class": class_ or None, "--steps": steps, "--guidance": guidance}
-        if unused := [flag for flag, value in flags.items() if value is not None] + ["--model"] * (model != "bundled"):
-            raise UsageError(f"{unused[0]} has no effect with --samples")
+        pipeline = open_pipeline(source, Placement(options.device, dtype))
+        known = pipeline.classes
+        classes = find_classes(class_, known) or None
+        sampled = {
+            "samples": sampler_of(pipeline, sampling),
+            "sampling": sampling_record(pipeline, source.model, sampling),
+            "classes": classes if known.seen else [0],  # ignored by a model without classes
+            "class_names": {i: known[i].wnid or ", ".join(known[i].names) for i in known.seen} or None,
+        }
+    elif unused := [
+        name
+        for name, value in {"class": class_ or None, **vars(source), **vars(sampling)}.items()
+        if value not in (None, "bundled", 0)
+    ]:
+        raise UsageError(f"--{unused[0]} has no effect with --samples")
     report = generation_metrics(
-        samples=source,
+        **sampled,
         reference=reference,
         out=out,
         num_images=num_images,
-        classes=classes,
-        class_names=class_names,
         balance=balance,
         size=size,
         batch_size=batch_size,
-        workers=workers,
-        extractor=extractor,
-        sampling=sampling,
         export_npz=export_npz,
-        seed=seed,
-        device=device,
-        overwrite=overwrite,
-        strict=strict,
+        **vars(options),
     )
     return ending_of(report, out)

@@ -3,66 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from ..cli.arguments import Count, Device, Extractor, Natural, Seed
+from coda.tokenizer.foundation.settings import Count
+
+from ..cli.arguments import Help
+from .flags import BatchSize, Data, Limit, MeasureOptions, Out, Tokenizer
 from .output import ending_of
 
 
 def rfid(
     *,
-    data: str,
-    tokenizer: str = "runs/tokenizer",
-    vae: str | None = None,
-    out: Path = Path("runs/rfid"),
-    size: Count | None = None,
-    limit: Count | None = None,
-    extractor: Extractor = "auto",
-    batch_size: Count = 32,
-    workers: Natural = 0,
-    seed: Seed = 0,
-    device: Device = "auto",
-    overwrite: bool = False,
-    strict: bool = False,
+    data: Data,
+    tokenizer: Tokenizer = "runs/tokenizer",
+    vae: Annotated[str | None, Help("A continuous VAE, whose own reconstructions are measured too.")] = None,
+    out: Out = Path("runs/rfid"),
+    size: Annotated[Count | None, Help("Image size in pixels, center crop; by default the tokenizer's.")] = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 32,
+    options: MeasureOptions,
 ) -> str:
-    """Quality of a tokenizer's reconstructions.
+    """Measure the quality of a tokenizer's reconstructions.
 
     PSNR, SSIM, Fréchet distance, KID, and codebook usage per level. Inception gives the published metric if its weights
     are installed; efficientnet_lite0 needs no download and gives fd_efficientnet_lite0.
 
-    Args:
-        data: Images: ImageFolder, folder, WebDataset tars or parquet; DIR[650:] takes a part.
-        tokenizer: Tokenizer directory or hub id.
-        vae: A continuous VAE, to measure its own reconstructions as well.
-        out: Directory of the report.
-        size: Center crop in pixels; the tokenizer's own size if not given.
-        limit: Measure at most this many images, drawn by --seed.
-        extractor: Feature extractor; auto is inception if its weights are installed.
-        batch_size: Images per batch.
-        workers: Processes that decode.
-        seed: Seed for the draw and for KID's subsets.
-        device: auto, cpu, cuda, cuda:1.
-        overwrite: Replace what --out holds.
-        strict: Stop at an image that cannot be read, instead of skipping it.
-
     Examples:
-        coda benchmark rfid --data photographs --limit 5000
+        coda benchmark rfid --data photos --limit 5000
     """
     from coda.benchmarks import reconstruction_metrics
     from coda.tokenizer import load_vae
 
+    continuous = None if vae is None else load_vae(vae)
     report = reconstruction_metrics(
-        tokenizer=tokenizer,
-        data=data,
-        out=out,
-        size=size,
-        batch_size=batch_size,
-        workers=workers,
-        limit=limit,
-        continuous=None if vae is None else load_vae(vae),
-        extractor=extractor,
-        seed=seed,
-        device=device,
-        overwrite=overwrite,
-        strict=strict,
+        tokenizer, data, out, size, batch_size, limit=limit, continuous=continuous, **vars(options)
     )
     return ending_of(report, out)

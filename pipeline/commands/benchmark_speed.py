@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from ..cli.arguments import Count, Device, Seed
+from coda.tokenizer.foundation.settings import Count, Seed
+
+from ..cli.arguments import Help, Without
+from .flags import Out, Overwrite, Placement, Repeats
 from .output import ending_of
 
-Shape = Literal["small", "kl16", "flux"]
+Shapes = Annotated[
+    tuple[Literal["small", "kl16", "flux"], ...] | None,
+    Help("Quantizers to time, each with its own codebook size; by default all."),
+]
 
 
 def speed(
     *,
-    shapes: tuple[Shape, ...] | None = None,
-    codebook_sizes: tuple[Count, ...] = (),
-    out: Path = Path("runs/speed"),
-    repeats: Count = 3,
-    seed: Seed = 0,
-    device: Device = "auto",
-    overwrite: bool = False,
+    shapes: Shapes = None,
+    codebook_sizes: Annotated[tuple[Count, ...], Help("Further codebook sizes, tried with every shape.")] = (),
+    out: Out = Path("runs/speed"),
+    repeats: Repeats = 3,
+    seed: Annotated[Seed, Help("Seed for weights and latents.")] = 0,
+    placement: Annotated[Placement, Without("dtype")],
+    overwrite: Overwrite = False,
 ) -> str:
-    """Seconds and memory of the quantizer, against a dense one.
+    """Measure time and memory of the quantizer, against a dense one.
 
     A training step and encoding: dense, in tiles and, on CUDA, in fused kernels.
-
-    Args:
-        shapes: Quantizers to time, each with its own codebook size; all if not given.
-        codebook_sizes: Further codebook sizes, tried with every shape.
-        out: Directory of the report.
-        repeats: Repetitions; the fastest counts.
-        seed: Seed for weights and latents.
-        device: auto, cpu, cuda, cuda:1.
-        overwrite: Replace what --out holds.
 
     Examples:
         coda benchmark speed --shapes small
@@ -41,14 +38,13 @@ def speed(
     from coda.benchmarks import speed as run
     from coda.benchmarks.timing.quantizer import QUANTIZER_SHAPES
 
-    chosen = [shape for shape in QUANTIZER_SHAPES if shapes is None or shape.name in shapes]
     report = run(
         out=out,
-        shapes=chosen,
+        shapes=[shape for shape in QUANTIZER_SHAPES if shapes is None or shape.name in shapes],
         codebook_sizes=codebook_sizes,
         repeats=repeats,
         seed=seed,
-        device=device,
+        device=placement.device,
         overwrite=overwrite,
     )
     return ending_of(report, out)

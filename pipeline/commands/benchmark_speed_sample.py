@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from ..cli.arguments import Count, Device, Precision, Seed, UsageError, Weight
+from coda.generator.settings import SamplingSettings
+from coda.tokenizer.foundation.settings import Count
+
+from ..cli.arguments import Help, UsageError
+from .flags import BatchSize, ModelOptions, Out, Overwrite, Placement, Repeats
 from .output import ending_of
 
 
 def speed_sample(
     *,
-    model: str | None = None,
-    tokenizer: str | None = None,
-    steps: tuple[Count, ...] | None = None,
-    guidance: Weight | None = None,
-    out: Path = Path("runs/speed-sample"),
-    size: Count | None = None,
-    batch_size: Count = 4,
-    repeats: Count = 3,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Precision = "auto",
-    overwrite: bool = False,
+    model: Annotated[
+        str | None,
+        Help('Generator directory, pipeline directory or hub id, or "bundled"; by default only --tokenizer.'),
+    ] = None,
+    tokenizer: Annotated[str | None, Help("Tokenizer directory or hub id for a generator, or to time alone.")] = None,
+    sampling: SamplingSettings,
+    out: Out = Path("runs/speed-sample"),
+    size: Annotated[Count | None, Help("Image size for the tokenizer in pixels; by default its own.")] = None,
+    batch_size: BatchSize = 4,
+    repeats: Repeats = 3,
+    placement: Placement,
+    overwrite: Overwrite = False,
 ) -> str:
-    """Speed of sampling, and of its tokenizer's encoding and decoding.
-
-    Args:
-        model: Generator directory, pipeline directory or hub id, or the word bundled; without it, only --tokenizer is
-            timed.
-        tokenizer: Directory or hub id of the tokenizer that belongs to a generator, or of one to time alone.
-        steps: One number, distributed over the levels, or one per level; the model's if not given.
-        guidance: Classifier-free guidance scale, 1 for none; the model's if not given.
-        out: Directory of the report.
-        size: Image size for the tokenizer in pixels; its own if not given.
-        batch_size: Images per batch.
-        repeats: Repetitions; the fastest counts.
-        seed: Seed for images and samples.
-        device: auto, cpu, cuda, cuda:1.
-        dtype: Precision of a model; auto is bfloat16 on CUDA and float32 elsewhere.
-        overwrite: Replace what --out holds.
+    """Measure the speed of sampling, and of its tokenizer's encoding and decoding.
 
     Examples:
         coda benchmark speed-sample --model runs/generator --batch-size 16
@@ -49,14 +39,14 @@ def speed_sample(
 
     from .model import open_pipeline, sampler_of
 
-    if model is None and (tokenizer is None or steps is not None or guidance is not None):
-        raise UsageError("--model is missing (or give --tokenizer alone, without --steps and --guidance)")
     sampler = None
-    if model is None:
-        timed = CodaTokenizer.from_pretrained(tokenizer)
+    if model is not None:
+        pipeline = open_pipeline(ModelOptions(model, tokenizer), placement)
+        timed, sampler = pipeline.tokenizer, sampler_of(pipeline, sampling)
+    elif tokenizer is None or sampling.steps is not None or sampling.guidance is not None:
+        raise UsageError("--model is missing (or give --tokenizer alone, without --steps and --guidance)")
     else:
-        pipeline = open_pipeline(model, tokenizer, device, dtype)
-        timed, sampler = pipeline.tokenizer, sampler_of(pipeline, steps, guidance)
+        timed = CodaTokenizer.from_pretrained(tokenizer)
     report = speed(
         timed,
         sampler,
@@ -65,8 +55,8 @@ def speed_sample(
         size=size,
         batch_size=batch_size,
         repeats=repeats,
-        seed=seed,
-        device=device,
+        seed=sampling.seed,
+        device=placement.device,
         overwrite=overwrite,
     )
     return ending_of(report, out)

@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from ..cli.arguments import Count, Device, Natural, Precision
+from coda.tokenizer.foundation.settings import Count, Natural
+
+from ..cli.arguments import Help
+from .flags import BatchSize, Data, Out, Overwrite, Placement, Repeats, Tokenizer
 from .output import ending_of
 
 
 def speed_tokenize(
     *,
-    data: str,
-    tokenizer: str = "runs/tokenizer",
-    limit: Count | None = None,
-    out: Path = Path("runs/speed-tokenize"),
-    batch_size: Count = 32,
-    workers: Natural = 0,
-    repeats: Count = 3,
-    device: Device = "auto",
-    dtype: Precision = "auto",
-    overwrite: bool = False,
+    data: Data,
+    tokenizer: Tokenizer = "runs/tokenizer",
+    limit: Annotated[Count | None, Help("Use only this many images, the first.")] = None,
+    out: Out = Path("runs/speed-tokenize"),
+    batch_size: BatchSize = 32,
+    workers: Annotated[Natural, Help("Worker processes that load data; 0 loads in the main process.")] = 0,
+    repeats: Repeats = 3,
+    placement: Placement,
+    overwrite: Overwrite = False,
 ) -> str:
-    """Speed of tokenize-dataset, against what the machine allows and a plain loop.
-
-    Args:
-        data: Images: ImageFolder, folder, WebDataset tars or parquet.
-        tokenizer: Tokenizer directory or hub id.
-        limit: Take only this many images, the first.
-        out: Directory of the report.
-        batch_size: Images per batch.
-        workers: Processes that decode.
-        repeats: Repetitions; the fastest counts.
-        device: auto, cpu, cuda, cuda:1.
-        dtype: Precision of the VAE; auto is bfloat16 on CUDA and float32 elsewhere.
-        overwrite: Replace what --out holds.
+    """Measure the speed of tokenize-dataset, against what the machine allows and a plain loop.
 
     Examples:
-        coda benchmark speed-tokenize --tokenizer runs/tokenizer --data photographs --limit 5000
+        coda benchmark speed-tokenize --tokenizer runs/tokenizer --data photos --limit 5000
     """
     from coda.benchmarks import tokenizing_speed
 
-    report = tokenizing_speed(tokenizer, data, out, limit, batch_size, workers, repeats, device, dtype, overwrite)
+    report = tokenizing_speed(
+        tokenizer, data, out, limit, batch_size, workers, repeats, placement.device, placement.dtype, overwrite
+    )
     return ending_of(report, out)

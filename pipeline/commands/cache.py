@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from ..cli.arguments import Count
+from ..cli.arguments import Help
+from .flags import Cache, Out, Overwrite, ShardSize, Tokenizer
 
 
 def export_cache(
-    cache: Path = Path("runs/cache"),
+    cache: Cache = Path("runs/cache"),
     *,
-    to: Literal["npy", "webdataset", "parquet"] = "npy",
-    out: Path = Path("runs/export"),
-    overwrite: bool = False,
+    to: Annotated[Literal["npy", "webdataset", "parquet"], Help("Format.")] = "npy",
+    out: Out = Path("runs/export"),
+    overwrite: Overwrite = False,
 ) -> str:
-    """Code cache -> files that other programs read.
+    """Export a code cache to files that other programs read.
 
-    npy is LlamaGen's folder of codes and labels, two files per picture; webdataset and parquet are a file per shard. A
-    README beside them says how to read them without coda. The same command again goes on where it was interrupted.
-
-    Args:
-        cache: Code cache that tokenize-dataset made.
-        to: Format.
-        out: Directory to make.
-        overwrite: Replace the export that --out holds.
+    npy is LlamaGen's folder of codes and labels, two files per image; webdataset and parquet have a file per shard. A
+    README beside them says how to read them without coda. Rerun the same command to resume an interrupted run.
 
     Examples:
         coda cache export
@@ -35,27 +30,22 @@ def export_cache(
 
     found = CodeCache(cache)
     path = export(found, out, to, overwrite=overwrite)
-    return f"Made an export of {found.num_images:,} pictures as {to} in {path}"
+    return f"Made an export of {found.num_images:,} images as {to} in {path}"
 
 
 def import_cache(
-    directory: Path,
+    directory: Annotated[
+        Path, Help("Folder with one pair of folders such as imagenet256_codes and imagenet256_labels.")
+    ],
     *,
-    tokenizer: str = "runs/tokenizer",
-    out: Path = Path("runs/cache"),
-    shard_size: Count = 16384,
-    overwrite: bool = False,
+    tokenizer: Tokenizer = "runs/tokenizer",
+    out: Out = Path("runs/cache"),
+    shard_size: ShardSize = 16384,
+    overwrite: Overwrite = False,
 ) -> str:
-    """LlamaGen's folder of codes and labels -> code cache.
+    """Import LlamaGen's folder of codes and labels as a code cache.
 
-    The same command again goes on where it was interrupted.
-
-    Args:
-        directory: It holds one pair of folders such as imagenet256_codes and imagenet256_labels.
-        tokenizer: Directory or hub id of the tokenizer that made the codes.
-        out: Directory to make.
-        shard_size: Pictures per file of the cache.
-        overwrite: Start anew over what --out holds.
+    Rerun the same command to resume an interrupted run.
 
     Examples:
         coda cache import runs/export --tokenizer runs/tokenizer --out runs/imported
@@ -63,4 +53,4 @@ def import_cache(
     from coda.tokenizer import import_npy
 
     cache = import_npy(directory, tokenizer, out, shard_size=shard_size, overwrite=overwrite)
-    return f"Made a code cache of {cache.num_images:,} pictures in {cache.path}"
+    return f"Made a code cache of {cache.num_images:,} images in {cache.path}"

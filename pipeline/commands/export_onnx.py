@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..cli.arguments import Size
+from .flags import Out, Overwrite, Tokenizer, TokenizerSize
 
 
 def export_onnx(
     *,
-    tokenizer: str = "runs/tokenizer",
-    size: Size | None = None,
-    out: Path = Path("runs/onnx"),
-    overwrite: bool = False,
+    tokenizer: Tokenizer = "runs/tokenizer",
+    size: TokenizerSize = None,
+    out: Out = Path("runs/onnx"),
+    overwrite: Overwrite = False,
 ) -> str:
-    """Tokenizer -> encoder.onnx (images to codes) and decoder.onnx (codes to images).
-
-    Args:
-        tokenizer: Tokenizer directory or hub id.
-        size: Pixels, or height x width as in 192x256, that the graphs take; the tokenizer's own if not given.
-        out: Directory to make.
-        overwrite: Replace what --out holds.
+    """Export a tokenizer as encoder.onnx (images to codes) and decoder.onnx (codes to images).
 
     Examples:
         coda export-onnx

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from ..cli.arguments import Side
+from coda.tokenizer.foundation.settings import Side
+
+from ..cli.arguments import Help
+from .flags import Out, Overwrite
+
+Checkpoint = Annotated[
+    Path, Help("The checkpoint as published: the tokenizer's weights and the VAE that it was made from.")
+]
+Sides = Annotated[
+    tuple[Side, ...] | None, Help("Sides of the levels, smallest first; by default those of the published model.")
+]
 
 
 def import_official(
-    directory: Path,
-    *,
-    sides: tuple[Side, ...] | None = None,
-    out: Path = Path("runs/tokenizer"),
-    overwrite: bool = False,
+    directory: Checkpoint, *, sides: Sides = None, out: Out = Path("runs/tokenizer"), overwrite: Overwrite = False
 ) -> str:
-    """A published CODA checkpoint -> tokenizer directory.
-
-    Args:
-        directory: The checkpoint as it was published: the tokenizer's weights and the VAE that it was made from.
-        sides: Sides of the levels, smallest first; those of the published model if not given.
-        out: Directory to make.
-        overwrite: Replace the tokenizer that --out holds.
+    """Convert a published CODA checkpoint into a tokenizer.
 
     Examples:
         coda import-official downloads/coda-kl16 --out runs/coda-kl16

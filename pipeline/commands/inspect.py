@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..cli.arguments import Count, Seed
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.reading import read_json
+from coda.tokenizer.foundation.settings import Count, Seed, Settings, setting
+
+from ..cli.arguments import Help
 from ..cli.plain_table import plain_table
 
 if TYPE_CHECKING:
@@ -15,71 +20,51 @@ if TYPE_CHECKING:
 Facts = Mapping[str, object]
 
 
+@dataclass(frozen=True)
+class CacheOptions(Settings):
+    """How a code cache is inspected."""
+
+    verify: bool = setting(False, "Also verify the checksums of all codes of a cache.")
+    tokenizer: str | None = setting(
+        None, "Tokenizer that made the cache, a directory or hub id; by default runs/tokenizer, if it did."
+    )
+    num: Count = setting(16, "Number of samples of the cache that are decoded.")
+    seed: Seed = setting(0, "Seed for the choice of the samples.")
+    out: Path | None = setting(
+        None, "PNG file for the decoded samples; by default runs/inspect.png, if it does not exist yet."
+    )
+    overwrite: bool = setting(False, "Replace the file of --out.")
+
+
 def inspect(
-    path: str,
+    path: Annotated[str, Help("Directory, file or hub id.")],
     *,
-    verify: bool = False,
-    tokenizer: str | None = None,
-    num: Count = 16,
-    seed: Seed = 0,
-    out: Path | None = None,
-    overwrite: bool = False,
+    options: CacheOptions,
 ) -> str:
-    """Look into a code cache, a tokenizer, a generator, a pipeline or a VAE.
+    """Describe a code cache, a tokenizer, a generator, a pipeline or a VAE.
 
-    Models are loaded, so that a damaged file or a missing weight shows. Of a cache: usage of the codebook per level,
-    balance of the classes, pictures with the same codes, what was left out and why, and a picture of some samples.
-
-    Args:
-        path: Directory, file or hub id.
-        verify: Also compare the checksums of all codes of a cache.
-        tokenizer: Directory or hub id of the tokenizer that made the cache; runs/tokenizer, if it did, where none is
-            given.
-        num: Samples of the cache in the picture.
-        seed: Of their drawing.
-        out: The picture, a PNG; runs/inspect.png if not given, where there is none yet.
-        overwrite: Replace what is at --out.
+    Models are loaded, so that a damaged file or a missing weight shows. For a cache: usage of the codebook per level,
+    balance of the classes, images with the same codes, what was left out and why, and an image of some samples.
 
     Examples:
         coda inspect runs/cache --verify
         coda inspect runs/cache --tokenizer runs/tokenizer --num 64 --seed 1 --out samples.png
     """
-    kind, look = _what(path)
-    if look is None:
+    kind, describe = _what(path)
+    if describe is None:
         from .inspect_cache import inspect_cache
 
-        lines = inspect_cache(path, verify, tokenizer, num, seed, out, overwrite)
+        lines = inspect_cache(path, options)
     else:
-        drawn = {
-            "--tokenizer": tokenizer is not None,
-            "--num": num != 16,
-            "--seed": seed != 0,
-            "--out": out is not None,
-        }
-        _refuse(path, kind, {"--verify": verify, **drawn, "--overwrite": overwrite})
-        lines = plain_table((name, value) for name, value in look(path).items() if value is not None)
-    return "\n".join([*lines, f"{path} is a whole {kind}" + (", every code verified" if verify else "")])
-
-
-def _refuse(path: str, kind: str, given: Mapping[str, bool]) -> None:
-    """Refuse flags that only a code cache has a use for, each with whether it was given.
-
-    Raises:
-        CodaError: One was.
-    """
-    from coda.tokenizer.foundation.errors import CodaError
-
-    for flag, is_given in given.items():
-        if is_given:
-            why = "which is verified by loading it" if flag == "--verify" else "of which no picture is made"
-            raise CodaError(f"{path} is a {kind}, {why}; {flag} is for code caches")
+        for field in options.declared():
+            if getattr(options, field.name) != field.default:
+                raise CodaError(f"--{field.name} is for code caches; {path} is a {kind}")
+        lines = plain_table((name, value) for name, value in describe(path).items() if value is not None)
+    return "\n".join([*lines, f"{path} is a complete {kind}" + (", every code verified" if options.verify else "")])
 
 
 def _what(path: str) -> tuple[str, Callable[[str], Facts] | None]:
-    """What lies at `path`, and the function that looks into it; None for a code cache, which has a file of its own."""
-    from coda.tokenizer.foundation.errors import CodaError
-    from coda.tokenizer.foundation.reading import read_json
-
+    """The kind of thing at `path`, and the function that describes it; None for a code cache."""
     folder = Path(path).expanduser()
     if path == "bundled" or (folder / "model_index.json").is_file():
         kind = read_json(folder / "model_index.json").get("_class_name") if path != "bundled" else "CodaPipeline"
@@ -93,7 +78,7 @@ def _what(path: str) -> tuple[str, Callable[[str], Facts] | None]:
         return "generator", _generator
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() else {"complete": True}
     if not run.get("complete"):
-        raise CodaError(f"{path} holds an unfinished run ({run.get('kind')}): give its command again to finish it")
+        raise CodaError(f"{path} is an unfinished run ({run.get('kind')}): run its command again to finish it")
     return "continuous VAE", _vae
 
 
@@ -138,7 +123,7 @@ def _vae_facts(vae: Any) -> dict[str, object]:
         "factor": vae.factor,
         "latent channels": vae.latent_channels,
         "VAE parameters": _parameters(vae),
-        "normalisation": "to be measured" if vae.is_unnormalized else "known",
+        "normalization": "to be measured" if vae.is_unnormalized else "known",
     }
 
 

@@ -1,4 +1,4 @@
-"""The part of `coda inspect` that looks into a code cache: facts, figures, and a picture of some samples."""
+"""`coda inspect` for a code cache: facts, figures, and an image of some samples."""
 
 from __future__ import annotations
 
@@ -20,82 +20,76 @@ from ..classes import ClassTable
 from ..cli.arguments import UsageError
 from ..cli.plain_table import plain_table
 from ..grid import labelled_grid
-from .model import TOKENIZER, on_device
+from .flags import Placement
+from .inspect import CacheOptions
+from .model import TOKENIZER, to_device
 
 Rows = list[tuple[str, object]]
-PICTURE = Path("runs/inspect.png")
+IMAGE = Path("runs/inspect.png")
 _NUMBER = re.compile(r"\d[\d,.]*")
 
 
-def inspect_cache(
-    path: str, verify: bool, tokenizer: str | None, num: int, seed: int, out: Path | None, overwrite: bool
-) -> list[str]:
-    """What is in the code cache at `path`, in lines; and at `out` a picture of some of its samples, decoded.
-
-    Args:
-        path: The cache.
-        verify: Recompute its checksums before anything else.
-        tokenizer: Directory or hub id; None takes `TOKENIZER` where that made the cache, else there is no picture.
-        num: Samples in the picture.
-        seed: Of their drawing.
-        out: The picture, a PNG; None takes `PICTURE`, where there is none yet.
-        overwrite: Replace the picture.
+def inspect_cache(path: str, options: CacheOptions) -> list[str]:
+    """Describe the code cache at `path`, in lines; some of its samples are decoded into a PNG file.
 
     Raises:
-        UsageError: `out` is no name of a PNG.
-        CodaError: The cache is damaged, the tokenizer that was given did not make it, or `out` exists.
+        UsageError: If the name of the file is not that of a PNG.
+        CodaError: If the cache is damaged, the given tokenizer did not make it, or the file exists.
     """
     cache = CodeCache(path)
-    decoder, reason = _decoder(cache, tokenizer)
-    if out is None and PICTURE.exists() and not overwrite:
-        decoder, reason = None, f"{PICTURE} is there already and stays; give --overwrite, or another --out"
-    out = out or PICTURE
+    decoder, reason = _decoder(cache, options.tokenizer)
+    if options.out is None and IMAGE.exists() and not options.overwrite:
+        decoder, reason = None, f"{IMAGE} exists already; give --overwrite, or another --out"
+    out = options.out or IMAGE
     if decoder is not None:
-        _check_out(out, overwrite)
-    if verify:
+        _check_out(out, options.overwrite)
+    if options.verify:
         cache.verify()
     found = cache_statistics(cache)
+    shown_samples = f"none: {reason}"
     if decoder is not None:
-        grid = decoded_samples(cache, decoder, num, seed)
+        grid = decoded_samples(cache, decoder, options.num, options.seed)
         write_atomically(out, lambda partial: grid.save(partial, "PNG"))
-    shown = f"{min(num, len(cache))} samples, drawn from seed {seed}, in {out}" if decoder else f"none: {reason}"
+        shown_samples = f"{min(options.num, len(cache))} samples, drawn from seed {options.seed}, in {out}"
     return [
         *plain_table(_facts(cache)),
         "",
         *_usage_table(cache, found),
         "",
-        *plain_table([*_labels(cache, found.labels), *_duplicates(cache, found), *_skipped(cache), ("picture", shown)]),
+        *plain_table(
+            [*_labels(cache, found.labels), *_duplicates(cache, found), *_skipped(cache), ("image", shown_samples)]
+        ),
     ]
 
 
 def decoded_samples(cache: CodeCache, tokenizer: CodaTokenizer, num: int, seed: int) -> Image.Image:
-    """A grid of at most `num` samples, each below the name of its class or, where it has none, its key.
+    """A grid of at most `num` samples, each under the name of its class or, if it has none, its key.
 
     Args:
-        cache: It has a sample.
-        tokenizer: The one that made the cache.
-        num: How many.
-        seed: Decides which ones.
+        cache: A cache with at least one sample.
+        tokenizer: The tokenizer that made the cache.
+        num: Number of samples.
+        seed: Seed for the choice of the samples.
     """
-    model = on_device(tokenizer, "auto", "auto")
+    model = to_device(tokenizer, Placement())
     device = next(model.parameters()).device
     classes = ClassTable.of_model(cache.num_classes, cache.class_names)
-    pictures, captions = [], []
+    images, captions = [], []
     chosen = drawn_indices(len(cache), num, seed)
     with progress("Decoding", total=len(chosen), unit="images") as bar:
         for i in chosen:
             codes, label = cache[i]
-            pictures.append(to_pil(model.decode(codes[None].to(device), layout=cache.layout)[0]))
+            images.append(to_pil(model.decode(codes[None].to(device), layout=cache.layout)[0]))
             captions.append(classes[label].name if 0 <= label < len(classes) else cache.key(i))
             bar.advance()
-    return labelled_grid(pictures, captions)
+    return labelled_grid(images, captions)
 
 
 def _decoder(cache: CodeCache, given: str | None) -> tuple[CodaTokenizer | None, str]:
-    """The tokenizer that decodes the codes, or None and why there is none.
+    """The tokenizer that decodes the codes, or None and the reason.
 
     Raises:
-        CodaError: The one that was given cannot be loaded, or made other codes.
+        CodaError: If the given one cannot be loaded, or made other codes.
     """
     if given is None and not Path(TOKENIZER).exists():
         return None, f"there is no {TOKENIZER}; give the --tokenizer that made the cache"
@@ -111,14 +105,14 @@ def _decoder(cache: CodeCache, given: str | None) -> tuple[CodaTokenizer | None,
         if given is not None:
             raise
         return None, str(error)
-    return (tokenizer, "") if len(cache) else (None, "there is no sample")
+    return (tokenizer, "") if len(cache) else (None, "the cache is empty")
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.suffix.lower() != ".png":
-        raise UsageError(f"--out {out}: the picture is a PNG, and its name ends in .png")
+        raise UsageError(f"--out {out}: expected a name that ends in .png")
     if out.is_dir():
-        raise CodaError(f"{out} is a directory; --out names a picture")
+        raise CodaError(f"{out} is a directory; --out names a PNG file")
     if out.exists() and not overwrite:
         raise CodaError(f"{out} exists already; choose another --out or give --overwrite")
 
@@ -127,7 +121,7 @@ def _facts(cache: CodeCache) -> Rows:
     variants = cache.manifest["variants"]
     many = f", in {len(variants)} variants ({', '.join(variants)}): {len(cache):,} samples" if len(variants) > 1 else ""
     return [
-        ("pictures", f"{cache.num_images:,}{many}"),
+        ("images", f"{cache.num_images:,}{many}"),
         ("layout", cache.layout),
         ("tokenizer", cache.tokenizer_fingerprint),
     ]
@@ -150,27 +144,27 @@ def _labels(cache: CodeCache, found: LabelBalance | None) -> Rows:
     if found is None:
         return [("labels", "none")]
     return [
-        ("labels", f"{found.images:,} of {cache.num_images:,} pictures have one"),
+        ("labels", f"{found.images:,} of {cache.num_images:,} images have one"),
         ("classes", f"{found.classes:,} seen, of {cache.num_classes:,}"),
-        ("per class seen", f"{found.fewest:,} to {found.most:,} pictures, {found.median:,.1f} in the median"),
+        ("per class seen", f"{found.fewest:,} to {found.most:,} images, {found.median:,.1f} in the median"),
         ("evenness", f"{100 * found.evenness:.1f} % of the entropy of classes equally frequent"),
     ]
 
 
 def _duplicates(cache: CodeCache, found: CacheStatistics) -> Rows:
     if not found.duplicates:
-        return [("duplicates", "none: no two pictures have the same codes")]
+        return [("duplicates", "none: no two images have the same codes")]
     examples: Rows = [("", f"{key} has those of {earlier}") for key, earlier in found.duplicate_keys]
     return [
-        ("duplicates", f"{found.duplicates:,} of {cache.num_images:,} pictures, with the codes of an earlier one"),
+        ("duplicates", f"{found.duplicates:,} of {cache.num_images:,} images, with the codes of an earlier one"),
         *examples,
     ]
 
 
 def _skipped(cache: CodeCache) -> Rows:
-    """How many items were left out for each reason, the most frequent first, and the first of them.
+    """Number of items left out for each reason, most frequent first, and the first of them.
 
-    Numbers in a reason (of pixels, of bytes) do not make it another one.
+    Reasons that differ in their numbers only (of pixels, of bytes) are one.
     """
     keys: dict[str, list[str]] = {}
     for item in cache.manifest["skipped"]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from ..cli.arguments import Help
+from .flags import Out, Overwrite
+
+Parts = Annotated[tuple[Path, ...], Help("Code caches that tokenize-dataset --part 1/n ... n/n made, in any order.")]
 
 
-def merge_cache(parts: tuple[Path, ...], *, out: Path = Path("runs/cache"), overwrite: bool = False) -> str:
+def merge_cache(parts: Parts, *, out: Out = Path("runs/cache"), overwrite: Overwrite = False) -> str:
     """Join the parts of a code cache.
-
-    Args:
-        parts: Code caches that tokenize-dataset --part 1/n ... n/n made, in any order.
-        out: Directory to make.
-        overwrite: Replace the cache that --out holds.
 
     Examples:
         coda merge-cache runs/cache-1 runs/cache-2 --out runs/cache
     """
-    from coda.tokenizer.code_cache import merge_caches
+    from coda.tokenizer import merge_caches
 
     cache = merge_caches(parts, out, overwrite=overwrite)
-    return f"Made a code cache of {cache.num_images:,} pictures in {out}"
+    return f"Made a code cache of {cache.num_images:,} images in {out}"

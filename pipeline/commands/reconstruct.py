@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
+from typing import Annotated
 
-from ..cli.arguments import Count, Device, Precision, Size
+from coda.tokenizer.foundation.errors import shown
+from coda.tokenizer.foundation.settings import Count
 
-_OVERLAP = 64  # pixels over which neighbouring tiles are blended, where they are large enough
+from ..cli.arguments import Help
+from .flags import Out, Overwrite, Placement, Tokenizer, TokenizerSize
+
+_OVERLAP = 64  # pixels over which neighboring tiles are blended, if they are large enough
+_KINDS = ("original", "reconstruction", "difference")
+Images = Annotated[tuple[Path, ...], Help("Images; they are scaled and cropped.")]
+Levels = Annotated[Count | None, Help("Use only this many levels, the coarsest; by default all.")]
+Tile = Annotated[
+    Count | None, Help("Encode and decode in tiles of this many pixels, to save memory; by default in one piece.")
+]
 
 
 def reconstruct(
-    images: tuple[Path, ...],
+    images: Images,
     *,
-    tokenizer: str = "runs/tokenizer",
-    levels: Count | None = None,
-    size: Size | None = None,
-    tile: Count | None = None,
-    out: Path = Path("runs/reconstructions"),
-    device: Device = "auto",
-    dtype: Precision = "auto",
-    overwrite: bool = False,
+    tokenizer: Tokenizer = "runs/tokenizer",
+    levels: Levels = None,
+    size: TokenizerSize = None,
+    tile: Tile = None,
+    out: Out = Path("runs/reconstructions"),
+    placement: Placement,
+    overwrite: Overwrite = False,
 ) -> str:
-    """Photographs -> original, reconstruction and difference side by side, with PSNR, tokens and bits.
-
-    Args:
-        images: Photographs; they are scaled and cropped.
-        tokenizer: Tokenizer directory or hub id.
-        levels: Use only that many levels, from the coarsest on; all of them if not given.
-        size: Pixels, or height x width as in 768x1024; the tokenizer's own if not given.
-        tile: Take larger pictures through the VAE in tiles of so many pixels, in little memory; whole if not given.
-        out: Directory to make.
-        device: auto, cpu, cuda, cuda:1, mps.
-        dtype: Precision of the arithmetic; auto is bfloat16 on CUDA and float32 elsewhere.
-        overwrite: Replace what --out holds.
+    """Encode and decode images: original, reconstruction and difference, with PSNR, tokens and bits.
 
     Examples:
         coda reconstruct dog.jpg
@@ -43,33 +44,37 @@ def reconstruct(
     from coda.tokenizer.foundation.atomic_io import write_json
 
     from ..reconstruction import reconstruct as through
-    from .model import on_device
+    from .model import to_device
     from .output import new_directory
 
-    figures = []
+    names = _file_names(images)
+    made = []
     with new_directory(out, overwrite, mark="reconstruction.json") as folder:
-        model = on_device(CodaTokenizer.from_pretrained(tokenizer), device, dtype)
+        model = to_device(CodaTokenizer.from_pretrained(tokenizer), placement)
         if tile is not None:
             model.enable_tiling(tile, overlap=min(_OVERLAP, tile // 2 // model.vae.factor * model.vae.factor))
-        pixels = (size, size) if isinstance(size, int) else size
-        for number, image in enumerate(images):
-            found = through(model, image, levels, pixels)
-            repeated = image.stem in [other.stem for other in images[:number]]
-            name = f"{image.stem}-{number}" if repeated else image.stem
+        for image, name in zip(images, names, strict=True):
+            found = through(model, image, levels, (size, size) if isinstance(size, int) else size)
             found.side_by_side().save(folder / f"{name}.png")
-            for kind, picture in zip(("original", "reconstruction", "difference"), found.images, strict=True):
-                picture.save(folder / f"{name}-{kind}.png")
-            print(f"{image}: {found.describe()}", flush=True)
-            figures.append(
-                {
-                    "image": str(image),
-                    "file": f"{name}.png",
-                    "psnr": found.psnr,
-                    "tokens": found.tokens,
-                    "bits": found.bits,
-                    "bits_per_pixel": found.bits_per_pixel,
-                }
-            )
-        made = {"tokenizer": tokenizer, "fingerprint": model.fingerprint, "levels": levels, "images": figures}
-        write_json(folder / "reconstruction.json", made)
-    return f"Made {', '.join(str(out / str(entry['file'])) for entry in figures)}"
+            for kind, part in zip(_KINDS, found.images, strict=True):
+                part.save(folder / f"{name}-{kind}.png")
+            print(f"{shown(image)}: {found.describe()}", flush=True)
+            figures = {key: getattr(found, key) for key in ("psnr", "tokens", "bits", "bits_per_pixel")}
+            made.append({"image": str(image), "file": f"{name}.png", **figures})
+        described = {"tokenizer": tokenizer, "fingerprint": model.fingerprint, "levels": levels, "images": made}
+        write_json(folder / "reconstruction.json", described)
+    return f"Made {', '.join(str(out / f'{name}.png') for name in names)}"
+
+
+def _file_names(images: Sequence[Path]) -> list[str]:
+    """A name for each image's four files, such that no file is written twice."""
+    names: list[str] = []
+    used: set[str] = set()
+    for image in images:
+        for name in chain([image.stem], (f"{image.stem}-{number}" for number in count(1))):
+            files = {name.casefold(), *(f"{name}-{kind}".casefold() for kind in _KINDS)}
+            if not files & used:
+                break
+        names.append(name)
+        used |= files
+    return names

@@ -2,60 +2,83 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 
-from coda.pipeline.cli.arguments import (
-    Box,
+from coda.pipeline.cli.arguments import Help, UsageError, Without
+from coda.pipeline.cli.cli import call_through_fire
+from coda.pipeline.cli.help_text import command_page
+from coda.pipeline.commands.edit import Box, Region
+from coda.tokenizer import CodaError
+from coda.tokenizer.foundation.settings import (
     Count,
     Device,
     Fraction,
     Part,
     Positive,
-    Region,
+    Settings,
     Side,
     Unsplit,
-    UsageError,
-    arguments_of,
-    parse,
-    resolve,
-    to_json,
+    setting,
 )
+from coda.tokenizer.training.run_directory import RunDirectory
+
+CALLS: list[dict[str, Any]] = []
+
+
+@dataclass(frozen=True)
+class Numbers(Settings):
+    """A settings class whose fields are flags."""
+
+    batch_size: Count = setting(4, "Images per batch.")
+    offset: int = setting(0, "An offset.")
+    guidance: float | None = setting(None, "Guidance.")
+    dropout: Fraction = setting(0.1, "Dropout.")
+    rate: Positive = setting(1.0, "A rate.")
+    steps: tuple[Count, ...] | None = setting(None, "Steps.")
+    sides: tuple[Side, ...] | None = setting(None, "Sides.")
+    norm: Literal["rms", "layer"] = setting("rms", "A norm.")
+    device: Device = setting("auto", "A device.")
+    part: Part | None = setting(None, "A part.")
+    low: Count = setting(1, "At most --high.")
+    high: Count = setting(9, "At least --low.")
+    hidden: int = setting(7, "A field that the command does not offer.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low > self.high:
+            raise CodaError("low is above high")
 
 
 def command(
-    image: Path,
-    more: tuple[Path, ...] = (),
+    image: Annotated[Path, Help("An image.")],
+    more: Annotated[tuple[Path, ...], Help("More images.")] = (),
     *,
-    data: str,
-    out: Path = Path("runs/x"),
-    class_: Annotated[tuple[str, ...], Unsplit] = (),
-    batch_size: Count = 4,
-    offset: int = 0,
-    guidance: float | None = None,
-    dropout: Fraction = 0.1,
-    rate: Positive = 1.0,
-    steps: tuple[Count, ...] | None = None,
-    sides: tuple[Side, ...] | None = None,
-    norm: Literal["rms", "layer"] = "rms",
-    device: Device = "auto",
-    part: Part | None = None,
-    box: Box = (0.0, 0.0, 1.0, 1.0),
-    region: Region | None = None,
-    composite: bool = True,
-    overwrite: bool = False,
-) -> str:
+    data: Annotated[str, Help("Data.")],
+    out: Annotated[Path, Help("Output.")] = Path("runs/x"),
+    class_: Annotated[tuple[str, ...], Unsplit, Help("Classes.")] = (),
+    numbers: Annotated[Numbers, Without("hidden")],
+    box: Annotated[Box, Help("A box.")] = (0.0, 0.0, 1.0, 1.0),
+    region: Annotated[Region | None, Help("A region.")] = None,
+    composite: Annotated[bool, Help("Composite.")] = True,
+    overwrite: Annotated[bool, Help("Overwrite.")] = False,
+) -> None:
     """A command with one argument of each kind."""
-    raise AssertionError("parsing must not run anything")
-
-
-ARGUMENTS = arguments_of(command)
+    found = dict(locals())
+    CALLS.append({**found, **asdict(found.pop("numbers"))})
 
 
 def values(*words: str) -> dict[str, Any]:
-    return resolve(parse(["photo.jpg", "--data", "d", *words], ARGUMENTS), ARGUMENTS)
+    call_through_fire("group command", command, words)
+    return CALLS.pop()
+
+
+def of(*words: str) -> dict[str, Any]:
+    return values("photo.jpg", "--data", "d", *words)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +113,7 @@ def values(*words: str) -> dict[str, Any]:
     ],
 )
 def test_values_have_the_type_of_the_signature(words: list[str], name: str, value: object) -> None:
-    found = values(*words)[name]
+    found = of(*words)[name]
     assert found == value and type(found) is type(value)
 
 
@@ -121,39 +144,39 @@ def test_values_have_the_type_of_the_signature(words: list[str], name: str, valu
         (["--sides", "2x"], "not a side like 4 or 2x4"),
         (["--norm", "batch"], '--norm "batch" is not one of rms, layer'),
         (["--device", "gpu"], "not a device: auto, cpu"),
-        (["--part", "5/4"], "not a part like 1/4"),
+        (["--part", "5/4"], '"5/4" is not a part of the form i/n, such as 2/4'),
         (["--box", "1,2,3"], "not a box like"),
         (["--region", "1,2,3"], "not a box like"),
         (["--overwrite=yes"], '--overwrite "yes" is not true or false'),
         (["--offset", "1", "--offset", "2"], "--offset is given twice"),
         (["--overwrite", "--no-overwrite"], "--overwrite is given twice"),
+        (["--overwrite", "false"], "--overwrite takes no value: write --overwrite or --no-overwrite"),
+        (["--composite", "True"], "--composite takes no value"),
+        (["--help=1"], '--help "1" is not true or false'),
+        (["--debug", "--debug"], "--debug is given twice"),
+        (["--low", "3", "--high", "2"], "low is above high"),
     ],
 )
 def test_what_is_wrong_is_said(words: list[str], complaint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        values(*words)
+        of(*words)
     assert complaint in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_value_after_a_bare_boolean_is_a_word_too_many() -> None:
-    def only_flags(*, overwrite: bool = False) -> None: ...
-
-    with pytest.raises(UsageError, match='unexpected "false"'):
-        parse(["--overwrite", "false"], arguments_of(only_flags))
+    assert "\n" not in str(caught.value) and not CALLS
 
 
 def test_missing_arguments_are_named() -> None:
     with pytest.raises(UsageError, match="IMAGE is missing: a path"):
-        resolve(parse(["--data", "d"], ARGUMENTS), ARGUMENTS)
+        values("--data", "d")
     with pytest.raises(UsageError, match="--data is missing"):
-        resolve(parse(["photo.jpg"], ARGUMENTS), ARGUMENTS)
+        values("photo.jpg")
 
 
-def test_a_configuration_gives_defaults_and_flags_win() -> None:
-    config = {"batch-size": 16, "offset": 5, "class": ["tench, Tinca tinca"], "guidance": 3, "steps": 8}
-    given = parse(["photo.jpg", "--data", "d", "--offset", "7"], ARGUMENTS)
-    found = resolve(given, ARGUMENTS, config)
+def test_a_configuration_gives_defaults_and_flags_win(tmp_path: Path) -> None:
+    config = tmp_path / "c.json"
+    config.write_text(
+        json.dumps({"batch-size": 16, "offset": 5, "class": ["tench, Tinca tinca"], "guidance": 3, "steps": 8})
+    )
+    found = of("--offset", "7", "--config", str(config))
     assert (found["batch_size"], found["offset"], found["class_"]) == (16, 7, ("tench, Tinca tinca",))
     assert found["steps"] == (8,)
     assert found["guidance"] == 3.0 and isinstance(found["guidance"], float)
@@ -175,12 +198,48 @@ def test_a_configuration_gives_defaults_and_flags_win() -> None:
         ({"batch-size": 1, "batch_size": 2}, "batch-size is given twice in the configuration"),
     ],
 )
-def test_a_configuration_is_as_strict(config: dict[str, Any], complaint: str) -> None:
+def test_a_wrong_configuration_is_said(config: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(config))
     with pytest.raises(UsageError) as caught:
-        resolve({"image": Path("i"), "data": "d"}, ARGUMENTS, config)
+        of("--config", str(tmp_path / "c.json"))
     assert complaint in str(caught.value)
 
 
-def test_resolved_settings_read_back_the_same() -> None:
-    before = values("--sides", "1,2x3", "--steps", "1,2", "--region", "0,0,1,2", "--no-composite", "--class", "a,b")
-    assert resolve({}, ARGUMENTS, to_json(before, ARGUMENTS)) == before
+def test_a_dry_run_reads_back_the_same(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ("--sides", "1,2x3", "--steps", "1,2", "--region", "0,0,1,2", "--no-composite", "--class", "a,b")
+    call_through_fire("try", command, ["photo.jpg", "--data", "d", *words, "--dry-run"])
+    (tmp_path / "c.json").write_text(capsys.readouterr().out)
+    assert values("--config", str(tmp_path / "c.json")) == of(*words)
+
+
+@dataclass(frozen=True)
+class Denoise(Settings):
+    """One settings class."""
+
+    strength: Fraction = setting(0.5, "How much noise is removed.")
+
+
+def test_a_field_is_all_that_a_setting_needs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    made = []
+
+    def denoise(*, settings: Denoise) -> str:
+        """Remove noise."""
+        made.append(RunDirectory(tmp_path / f"run-{settings.strength}", "denoise", asdict(settings)))
+        return "done"
+
+    denoise.__annotations__["settings"] = Denoise
+    page = " ".join(command_page("denoise", denoise).split())
+    assert "--strength NUMBER How much noise is removed. [default: 0.5]" in page  # in help
+    call_through_fire("denoise", denoise, ["--strength", "0.25", "--dry-run"])
+    text = capsys.readouterr().out
+    assert json.loads(text) == {"strength": 0.25} and not made  # in --dry-run
+    (tmp_path / "c.json").write_text(text)
+    call_through_fire("denoise", denoise, ["--config", str(tmp_path / "c.json")])  # in a configuration
+    call_through_fire("denoise", denoise, ["--strength=1"])  # as a flag
+    assert capsys.readouterr().out == "done\ndone\n"
+    assert [run.settings for run in made] == [{"strength": 0.25}, {"strength": 1.0}]  # in the run's record
+    assert json.loads((tmp_path / "run-0.25" / "run.json").read_text())["settings"] == {"strength": 0.25}
+    with pytest.raises(UsageError, match="at most 1"):  # checked
+        call_through_fire("denoise", denoise, ["--strength", "2"])
+    with pytest.raises(CodaError, match="at most 1"):
+        Denoise(strength=2)

@@ -50,9 +50,9 @@ def test_the_whole_chain(
     assert (status, lines) == (0, ["Made a tokenizer in runs/tokenizer"]), err
 
     status, lines, err = said(capsys, "tokenize-dataset", *data)
-    made = r"Made a code cache of 15 pictures in runs/cache: 16 items, 1 of them broken and left out; [\d.,]+ images/s"
+    made = r"Made a code cache of 15 images in runs/cache: 16 items, 1 of them broken and left out; [\d.,]+ images/s"
     assert status == 0 and re.fullmatch(made, "\n".join(lines))
-    assert said(capsys, "tokenize-dataset", *data)[1][0].endswith("; all there before")
+    assert said(capsys, "tokenize-dataset", *data)[1][0].endswith("; all encoded before")
     assert "7.png" in err  # by name
     for part in ("1/2", "2/2"):
         status, _, err = said(
@@ -60,18 +60,18 @@ def test_the_whole_chain(
         )
         assert status == 0, err
     status, lines, _ = said(capsys, "merge-cache", "runs/part-1", "runs/part-2", "--out", "runs/merged")
-    assert (status, lines) == (0, ["Made a code cache of 15 pictures in runs/merged"])
+    assert (status, lines) == (0, ["Made a code cache of 15 images in runs/merged"])
     whole, merged = CodeCache("runs/cache"), CodeCache("runs/merged")
     assert all((whole[i][0] == merged[i][0]).all() for i in range(len(whole)))
     assert (
         said(capsys, "inspect", "runs/merged", "--verify")[1][-1]
-        == "runs/merged is a whole code cache, every code verified"
+        == "runs/merged is a complete code cache, every code verified"
     )
 
     status, lines, err = said(capsys, "train-maskgit", "--preset", "pocket", "--steps", "2", "--batch-size", "4")
     assert (status, lines) == (0, ["Made a generator in runs/generator"]), err
     status, lines, err = said(capsys, "sample", "--model", "runs/generator", "--class", "dogs", "--num", "1")
-    assert (status, lines) == (0, ["Made 1 picture in runs/samples, together in runs/samples/grid.png"]), err
+    assert (status, lines) == (0, ["Made 1 image in runs/samples, together in runs/samples/grid.png"]), err
     assert Path("runs/samples/1-dogs-seed0.png").is_file()
 
     for command in ("train-vae", *tiny), ("adapt", *words[3:]):  # the same command again finds its work done

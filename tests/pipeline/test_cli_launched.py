@@ -21,7 +21,7 @@ LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def launch(*words: str) -> subprocess.CompletedProcess[str]:
     """Two processes on a machine without accelerators."""
     return subprocess.run(
-        [*LAUNCHER, "-m", "coda.pipeline.cli.cli", *words],
+        [*LAUNCHER, "-m", "coda.pipeline", *words],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},

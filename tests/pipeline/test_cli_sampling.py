@@ -50,7 +50,7 @@ def test_pictures_are_named_by_class_and_seed(saved: Path, capsys: pytest.Captur
     pictures = {f"{name}-seed{seed}.png" for name in ("0-cats", "2-golden-fish") for seed in (3, 4)}
     assert names(Path("s")) == pictures | {"grid.png", "samples.json"}
     out, err = capsys.readouterr()
-    assert (out, err) == ("Made 4 pictures in s, together in s/grid.png\n", "")
+    assert (out, err) == ("Made 4 images in s, together in s/grid.png\n", "")
     made = json.loads(Path("s/samples.json").read_text())["pictures"]
     assert {(p["file"], p["class"], p["seed"]) for p in made} == {
         (f"{name}-seed{seed}.png", index, seed)
@@ -142,7 +142,7 @@ def test_a_tokenizer_beside_a_whole_pipeline_is_refused(saved: Path, capsys: pyt
 def test_a_training_that_has_not_ended_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     RunDirectory(tmp_path / "generator", "generator", {"steps": 9})
     assert main(["sample", "--model", str(tmp_path / "generator"), "--out", str(tmp_path / "samples")]) == 1
-    assert "a training that has not ended" in capsys.readouterr().err
+    assert "is an unfinished training" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,13 +220,13 @@ def test_a_photograph_that_is_none_leaves_nothing(saved: Path, capsys: pytest.Ca
 def test_inspect_says_what_it_is(saved: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(saved / kind)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"{saved / kind} is a whole {kind}"
+    assert lines[-1] == f"{saved / kind} is a complete {kind}"
     assert any(line.startswith("layout") for line in lines)
 
 
 def test_inspect_knows_a_vae(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(saved / "tokenizer" / "vae")]) == 0
-    assert capsys.readouterr().out.endswith("is a whole continuous VAE\n")
+    assert capsys.readouterr().out.endswith("is a complete continuous VAE\n")
 
 
 def test_inspect_finds_damage(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

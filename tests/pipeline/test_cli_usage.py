@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from coda.pipeline.cli.cli import COMMANDS, GROUPS, _reason, load_command, main
+from coda.pipeline.cli.cli import COMMANDS, GROUPS, load_command, main
+from coda.pipeline.cli.failures import reason
 
-PROGRAM = [sys.executable, "-m", "coda.pipeline.cli.cli"]
+PROGRAM = [sys.executable, "-m", "coda.pipeline"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +36,9 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
     [
         ([], "coda: which command? train-vae, adapt"),
         (["smaple"], 'coda: no command "smaple"; did you mean sample?'),
-        (["--seed", "sample"], "coda: --seed stands before the command"),
-        (["benchmark"], "coda: benchmark needs a second word; there are rfid, gfid, ablation, speed, speed-tokenize"),
+        (["--help=1"], "coda: --help=1 comes before the command"),
+        (["--seed", "sample"], "coda: --seed comes before the command"),
+        (["benchmark"], "coda: benchmark needs a second word; choose from rfid, gfid, ablation, speed, speed-tokenize"),
         (["benchmark", "rfd"], 'coda: no "benchmark rfd"; did you mean rfid?'),
         (["edit", "photo.jpg"], 'coda: no "edit photo.jpg"'),
         (["sample", "--stpes", "3"], "coda sample: unknown flag --stpes; did you mean --steps?"),
@@ -46,7 +48,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         (["sample", "--class", "207", "--help-me"], "coda sample: unknown flag --help-me"),
         (["adapt"], "coda adapt: --data is missing"),
         (["train-vae", "--data"], "coda train-vae: --data needs a value"),
-        (["tokenize-dataset", "--data", "d", "--part", "0/4"], "is not a part like 1/4"),
+        (["tokenize-dataset", "--data", "d", "--part", "0/4"], "is not a part of the form i/n"),
         (["merge-cache"], "coda merge-cache: PARTS is missing"),
         (["inspect"], "coda inspect: PATH is missing"),
         (["reconstruct", "--out", "x"], "coda reconstruct: IMAGES is missing"),
@@ -247,11 +249,11 @@ def test_a_signal_ends_a_run_with_one_line(number: signal.Signals, status: int, 
         (MemoryError(), "not enough memory: a smaller --batch-size or --size needs less"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes. Error code 12"),
-            "not enough memory (99 bytes more were wanted): a smaller --batch-size",
+            "not enough memory (99 bytes more were needed): a smaller --batch-size",
         ),
         (
             RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 78 GiB"),
-            "not enough memory (2.00 GiB more were wanted)",
+            "not enough memory (2.00 GiB more were needed)",
         ),
         (FileNotFoundError(2, "No such file or directory", "a.jpg"), "a.jpg: no such file or directory"),
         (PermissionError(13, "Permission denied", "runs"), "runs: permission denied"),
@@ -259,4 +261,4 @@ def test_a_signal_ends_a_run_with_one_line(number: signal.Signals, status: int, 
     ],
 )
 def test_reasons_are_plain(error: Exception, line: str) -> None:
-    assert _reason(error).startswith(line)
+    assert reason(error).startswith(line)

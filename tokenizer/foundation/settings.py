@@ -101,10 +101,11 @@ class Kind:
         if value is None and self.optional:
             return None
         if self.many:
-            return tuple(self._check_one(item) for item in (value if isinstance(value, list | tuple) else [value]))
-        return self._check_one(value)
+            return tuple(self.check_one(item) for item in (value if isinstance(value, list | tuple) else [value]))
+        return self.check_one(value)
 
-    def _check_one(self, value: Any) -> Any:
+    def check_one(self, value: Any) -> Any:
+        """One element, as `check`."""
         if self.parsed:
             return self.parsed.parse(value)
         if self.choices:
@@ -137,8 +138,10 @@ def kind_of(hint: Any) -> Kind:
                 kind = replace(kind, split=False)
             elif isinstance(mark, Choices):
                 kind = replace(kind, choices=mark.words)
-            else:
-                kind = replace(kind, **{"range" if isinstance(mark, Range) else "parsed": mark})
+            elif isinstance(mark, Range):
+                kind = replace(kind, range=mark)
+            elif isinstance(mark, Parsed):
+                kind = replace(kind, parsed=mark)
         return kind
     if origin in (Union, types.UnionType):
         (rest,) = (part for part in parts if part is not types.NoneType)
@@ -236,6 +239,6 @@ Fraction = Annotated[float, Range(0, 1)]
 Side = Annotated[Any, Parsed(parse_side, "a side like 4 or 2x4", "SIDE")]
 Size = Annotated[Any, Parsed(parse_side, "a number of pixels like 256, or 192x256 (height x width)", "PIXELS")]
 Device = Annotated[str, Parsed(parse_device, "a device: auto, cpu, cuda, cuda:1 or mps", "DEVICE")]
-Part = Annotated[str, Parsed(parse_part, "a part like 1/4", "I/N")]
+Part = Annotated[str, Parsed(parse_part, "a part of the form i/n, such as 2/4", "I/N")]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 TrainingPrecision = Literal["auto", "float32", "bfloat16"]
