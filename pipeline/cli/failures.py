@@ -13,7 +13,6 @@ import threading
 import types
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NoReturn
 
 _NO_SPACE = re.compile("no space left|disk quota|ENOSPC", re.IGNORECASE)
@@ -70,8 +69,8 @@ def reopen_closed_streams() -> None:
     """Let stderr stand in for a stdout that was closed, and the null device for both."""
     for name in ("stderr", "stdout"):
         if getattr(sys, name) is None:
-            os.open(os.devnull, os.O_WRONLY)  # holds the number of the closed file, which the next file would get
-            setattr(sys, name, sys.stderr or Path(os.devnull).open("w"))
+            number = os.open(os.devnull, os.O_WRONLY)  # that of the closed stream, which the next file would get
+            setattr(sys, name, sys.stderr or os.fdopen(number, "w"))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
 

@@ -126,14 +126,9 @@ def sampler_of(
     classless = not pipeline.classes.seen
 
     def sample(labels: Sequence[int | None], seeds: Sequence[int]) -> torch.Tensor:
-        codes = pipeline(
-            None if classless else labels,
-            num_images_per_class=len(seeds) if classless else 1,
-            generator=seeds,
-            output_type="codes",
-            batch_size=len(seeds),
-            **sampling_arguments(sampling),
-        ).images
-        return pipeline.decode(codes)
+        given = {"generator": seeds, "batch_size": len(seeds), "output_type": "codes", **sampling_arguments(sampling)}
+        classes: Any = labels
+        sampled: Any = pipeline(None, len(seeds), **given) if classless else pipeline(classes, **given)
+        return pipeline.decode(sampled.images)
 
     return sample

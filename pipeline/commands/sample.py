@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from coda.generator.settings import SamplingSettings
 from coda.tokenizer.foundation.settings import Count
@@ -46,15 +46,11 @@ def sample(
     with new_directory(out, overwrite, mark="samples.json") as folder:
         pipeline = open_pipeline(source, placement)
         chosen = find_classes(class_, pipeline.classes)
-        labels = [label for label in chosen for _ in range(num)] or _drawn(pipeline.classes, sampling.seed, num)
+        labels: Any = [label for label in chosen for _ in range(num)] or _drawn(pipeline.classes, sampling.seed, num)
         seeds = [sampling.seed + i % num for i in range(len(labels))]
-        images = pipeline(
-            labels if pipeline.classes.seen else None,
-            num_images_per_class=1 if pipeline.classes.seen else num,
-            generator=seeds,
-            batch_size=batch_size,
-            **sampling_arguments(sampling),
-        ).images
+        given = {"generator": seeds, "batch_size": batch_size, **sampling_arguments(sampling)}
+        sampled: Any = pipeline(labels, **given) if pipeline.classes.seen else pipeline(None, num, **given)
+        images = sampled.images
         names = [_name(pipeline.classes, label, seed) for label, seed in zip(labels, seeds, strict=True)]
         for name, image in zip(names, images, strict=True):
             image.save(folder / f"{name}.png")
