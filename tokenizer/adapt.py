@@ -10,7 +10,6 @@ Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, h, w); codes (B, T).
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from .quantizer.residual_quantizer import ResidualQuantizer
 from .settings import AdaptSettings, RunOptions
 from .tokenizer import CodaTokenizer
 from .training.discriminator import DiscriminatorTrainer
-from .training.losses import reconstruction_loss
+from .training.losses import ReconstructionLoss
 from .training.optimization import (
     LOG_EVERY,
     OptimizerWithEMA,
@@ -42,7 +41,6 @@ from .training.optimization import (
     open_run_directory,
     start_accelerator,
 )
-from .training.perceptual import LiteFeatures
 from .training.run_directory import Checkpoint, RunDirectory
 from .training.trainable_tokenizer import TrainableTokenizer, initialize_from_data
 from .vae.continuous_vae import ContinuousVAE
@@ -79,18 +77,15 @@ def adapt(
     accelerator = start_accelerator(run.device, run.dtype)
     check_batch_size(settings.batch_size)
     source = open_images(data)
-    vae = load_vae(vae) if isinstance(vae, str | Path) else copy.deepcopy(vae)
-    vae = vae.float().eval().requires_grad_(False)
-    check_weights_finite(vae.state_dict(), "the VAE")
-    settings = _resolve(settings, vae, source)
-    record = {
-        **asdict(settings),
-        "vae": weights_digest(repr((vae.config["shift"], vae.config["scale"])), vae),
-        "data": source.fingerprint,
-    }
+    base = load_vae(vae) if isinstance(vae, str | Path) else copy.deepcopy(vae)
+    base = base.float().eval().requires_grad_(False)
+    check_weights_finite(base.state_dict(), "the VAE")
+    settings = _resolve(settings, base, source)
+    vae_digest = weights_digest(repr((base.config["shift"], base.config["scale"])), base)
+    record = {**asdict(settings), "vae": vae_digest, "data": source.fingerprint}
     directory = open_run_directory(accelerator, out, "tokenizer", record, run.overwrite)
     if not directory.complete:
-        _train(vae, source, directory, settings, run, accelerator)
+        _train(base, source, directory, settings, run, accelerator)
     return directory.path
 
 
@@ -103,13 +98,15 @@ def _train(
     accelerator: Accelerator,
 ) -> None:
     """The training loop, from the newest checkpoint to the finished directory."""
+    assert settings.size is not None
     checkpoint = directory.latest()
     tokenizer = _initialize(vae.to(accelerator.device), source, checkpoint, settings, run)
     model = accelerator.prepare(tokenizer)
     # No weight decay: it would pull the quantizer away from its initialization.
     optimizer = OptimizerWithEMA(tokenizer, betas=(0.5, 0.9), ema_decay=settings.ema_decay)
     discriminator = DiscriminatorTrainer(accelerator, settings.seed) if settings.adversarial_weight else None
-    features = LiteFeatures().to(accelerator.device) if settings.perceptual_weight else None
+    reconstruction_loss = ReconstructionLoss(settings.l1_weight, settings.l2_weight, settings.perceptual_weight)
+    reconstruction_loss.to(accelerator.device)
     start, skipped, checkpoint_every = 0, 0, run.checkpoint_every or _CHECKPOINT_EVERY
     if checkpoint is not None:
         start = checkpoint.step
@@ -138,10 +135,7 @@ def _train(
             gan_log: dict[str, float] = {}
 
             output = model(images)
-            reconstruction = reconstruction_loss(
-                output.reconstructions, images, features,
-                settings.l1_weight, settings.l2_weight, settings.perceptual_weight,
-            )  # fmt: skip
+            reconstruction = reconstruction_loss(output.reconstructions, images)
             loss = reconstruction.total + output.quantization_loss + settings.entropy_weight * output.entropy_loss
             if discriminator is not None and step >= settings.adversarial_start:
                 generator_loss = discriminator.generator_loss(output.reconstructions)
@@ -158,8 +152,7 @@ def _train(
             if done % LOG_EVERY == 0 or done == settings.steps:
                 figures = {
                     "loss": check_finite(loss, done),
-                    "psnr": 10 * math.log10(4 / max(float(reconstruction.l2), 1e-12)),
-                    "perceptual": float(reconstruction.perceptual),
+                    **reconstruction.figures(),
                     "quantization": float(output.quantization_loss.detach()),
                     "entropy": float(output.entropy_loss.detach()),
                     "codes": output.codes.unique().numel(),  # different ones in this batch

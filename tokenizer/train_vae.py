@@ -8,7 +8,6 @@ Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, h, w) with H = factor · 
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from .foundation.progress import log_info, progress
 from .foundation.seeding import derived_seed, step_generator
 from .images import ImageSource, image_batches, open_images, to_unit, training_batches
 from .settings import RunOptions, VaeSettings
-from .training.losses import kl_loss, reconstruction_loss
+from .training.losses import ReconstructionLoss, kl_loss
 from .training.optimization import (
     LOG_EVERY,
     OptimizerWithEMA,
@@ -33,7 +32,6 @@ from .training.optimization import (
     open_run_directory,
     start_accelerator,
 )
-from .training.perceptual import LiteFeatures
 from .training.run_directory import RunDirectory
 from .vae.continuous_vae import ContinuousVAE, measure_normalization
 
@@ -83,7 +81,8 @@ def _train(
     accelerator: Accelerator,
 ) -> None:
     """The training loop, from the newest checkpoint to the finished directory."""
-    features = LiteFeatures().to(accelerator.device) if settings.perceptual_weight else None
+    reconstruction_loss = ReconstructionLoss(settings.l1_weight, settings.l2_weight, settings.perceptual_weight)
+    reconstruction_loss.to(accelerator.device)
     vae.to(memory_format=torch.channels_last)  # faster convolutions on CPUs and tensor cores
     model = accelerator.prepare(VAEForTraining(vae))
     optimizer = OptimizerWithEMA(vae, betas=(0.9, 0.99), ema_decay=settings.ema_decay)
@@ -106,10 +105,7 @@ def _train(
             generator = step_generator(settings.seed, step, f"posterior {process[0]}")
 
             reconstructions, mean, logvar = model(images, generator)
-            reconstruction = reconstruction_loss(
-                reconstructions, images, features,
-                settings.l1_weight, settings.l2_weight, settings.perceptual_weight,
-            )  # fmt: skip
+            reconstruction = reconstruction_loss(reconstructions, images)
             kl = kl_loss(mean, logvar)
             loss = reconstruction.total + settings.kl_weight * kl
             accelerator.backward(loss)
@@ -118,13 +114,7 @@ def _train(
             done, skipped = step + 1, skipped + len(batch.skipped)
             bar.advance()
             if done % LOG_EVERY == 0 or done == settings.steps:
-                figures = {
-                    "loss": check_finite(loss, done),
-                    "psnr": 10 * math.log10(4 / max(float(reconstruction.l2), 1e-12)),
-                    "l1": float(reconstruction.l1),
-                    "perceptual": float(reconstruction.perceptual),
-                    "kl": float(kl.detach()),
-                }
+                figures = {"loss": check_finite(loss, done), **reconstruction.figures(), "kl": float(kl.detach())}
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"])
                 if accelerator.is_main_process:
                     directory.log(done, **figures, gradient=float(gradient), lr=lr, skipped=skipped)

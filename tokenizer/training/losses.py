@@ -5,6 +5,7 @@ Shapes: images and reconstructions (B, 3, H, W), [-1, 1] (reconstructions not cl
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from .perceptual import LiteFeatures, perceptual_loss
 
 
 @dataclass(frozen=True)
-class ReconstructionLoss:
+class ReconstructionOutput:
     """Difference between reconstructions and images.
 
     Attributes:
@@ -28,24 +29,28 @@ class ReconstructionLoss:
     l2: torch.Tensor
     perceptual: torch.Tensor
 
+    def figures(self) -> dict[str, float]:
+        """Figures for the log: PSNR in dB, l1, perceptual."""
+        psnr = 10 * math.log10(4 / max(float(self.l2), 1e-12))  # images span [-1, 1]
+        return {"psnr": psnr, "l1": float(self.l1), "perceptual": float(self.perceptual)}
 
-def reconstruction_loss(
-    reconstructions: torch.Tensor,
-    images: torch.Tensor,
-    features: LiteFeatures | None,
-    l1_weight: float,
-    l2_weight: float,
-    perceptual_weight: float,
-) -> ReconstructionLoss:
-    """Mean absolute, mean squared and perceptual loss; without the last (weight 0), `features` may be None."""
-    l1 = F.l1_loss(reconstructions, images)
-    l2 = F.mse_loss(reconstructions, images)
-    perceptual = torch.zeros_like(l1)
-    if perceptual_weight:
-        assert features is not None, "a perceptual loss needs features"
-        perceptual = perceptual_loss(features, reconstructions, images)
-    total = l1_weight * l1 + l2_weight * l2 + perceptual_weight * perceptual
-    return ReconstructionLoss(total, l1.detach(), l2.detach(), perceptual.detach())
+
+class ReconstructionLoss(nn.Module):
+    """Weighted sum of mean absolute, mean squared and perceptual loss; the network of the last is loaded if needed."""
+
+    def __init__(self, l1_weight: float, l2_weight: float, perceptual_weight: float) -> None:
+        super().__init__()
+        self.l1_weight, self.l2_weight, self.perceptual_weight = l1_weight, l2_weight, perceptual_weight
+        self.features = LiteFeatures() if perceptual_weight else None
+
+    def forward(self, reconstructions: torch.Tensor, images: torch.Tensor) -> ReconstructionOutput:
+        """Loss of reconstructions of images."""
+        l1, l2 = F.l1_loss(reconstructions, images), F.mse_loss(reconstructions, images)
+        perceptual = torch.zeros_like(l1)
+        if self.features is not None:
+            perceptual = perceptual_loss(self.features, reconstructions, images)
+        total = self.l1_weight * l1 + self.l2_weight * l2 + self.perceptual_weight * perceptual
+        return ReconstructionOutput(total, l1.detach(), l2.detach(), perceptual.detach())
 
 
 def kl_loss(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
