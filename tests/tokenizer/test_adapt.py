@@ -184,8 +184,8 @@ def test_wrong_settings_are_refused(tmp_path, vae, ramps, wrong, message):
 @pytest.mark.parametrize(
     ("where", "value", "message"),
     [
-        ("encoder.conv_in.weight", float("nan"), "encoder.conv_in.weight .* NaN or infinite"),
-        ("decoder.conv_out.bias", float("inf"), "decoder.conv_out.bias .* NaN or infinite"),
+        ("encoder.conv_in.weight", float("nan"), "NaN or infinite values in .*encoder.conv_in.weight"),
+        ("decoder.conv_out.bias", float("inf"), "NaN or infinite values in .*decoder.conv_out.bias"),
         ("quant_conv.bias", 3e38, "latents are NaN or infinite"),
     ],
 )
