@@ -69,8 +69,8 @@ def cache_statistics(cache: CodeCache) -> CacheStatistics:
         CodaError: If a code is beyond the codebook, or a shard is damaged.
     """
     usage, hashes = _count_and_hash(cache)
-    repeated = repeated_images(cache, hashes)
-    variants = _variants(cache)
+    repeated = _repeated_images(cache, hashes)
+    variants = len(cache.manifest["variants"])
     named = [(cache.key(int(i) * variants), cache.key(int(first) * variants)) for i, first in repeated[:_NAMED]]
     balance = label_balance(cache.labels[::variants].numpy())
     return CacheStatistics(usage.per_level(), usage.overall(), balance, len(repeated), named)
@@ -93,35 +93,9 @@ def label_balance(labels: np.ndarray) -> LabelBalance | None:
     )
 
 
-def repeated_images(cache: CodeCache, hashes: np.ndarray) -> np.ndarray:
-    """Find the images with the codes (of the first variant) of an earlier image.
-
-    Args:
-        cache: The cache.
-        hashes: (N,) int64, equal for equal codes. Images that share a hash are compared, so collisions cost time but
-            do not change the result.
-
-    Returns:
-        (R, 2) int64: such an image, and the first image with the same codes; in the order of the images.
-    """
-    pending, found = np.arange(len(hashes)), [np.empty((0, 2), np.int64)]
-    while True:
-        # The first image of each hash is the leader; images that differ from their leader are grouped again.
-        _, first, group = np.unique(hashes[pending], return_index=True, return_inverse=True)
-        leaders = pending[first][group]
-        followers = pending != leaders
-        if not followers.any():
-            pairs = np.concatenate(found)
-            return pairs[pairs[:, 0].argsort()]
-        pairs = np.stack([pending[followers], leaders[followers]], axis=1)
-        same = _have_same_codes(cache, pairs)
-        found.append(pairs[same])
-        pending = pairs[~same, 0]
-
-
 def _count_and_hash(cache: CodeCache) -> tuple[CodeUsage, np.ndarray]:
     """Usage over all samples, and a hash of each image's first variant (N,) int64: Σ weight_t · code_t mod 2⁶⁴."""
-    usage, variants = CodeUsage(cache.layout), _variants(cache)
+    usage, variants = CodeUsage(cache.layout), len(cache.manifest["variants"])
     weights = np.random.default_rng(0).integers(-(1 << 63), 1 << 63, cache.layout.num_tokens) | 1
     hashes = np.empty(cache.num_images, np.int64)
     step = max(1, _BLOCK // variants)
@@ -138,16 +112,16 @@ def _count_and_hash(cache: CodeCache) -> tuple[CodeUsage, np.ndarray]:
     return usage, hashes
 
 
-def _have_same_codes(cache: CodeCache, pairs: np.ndarray) -> np.ndarray:
-    """Whether the images of each pair (P, 2) have equal codes in their first variant, (P,) bool."""
-    samples, same = torch.from_numpy(pairs * _variants(cache)), []
+def _repeated_images(cache: CodeCache, hashes: np.ndarray) -> np.ndarray:
+    """Images with the codes of an earlier one, and the first image with these codes, (R, 2)."""
+    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    leaders = first[group]
+    repeated = np.flatnonzero(leaders != np.arange(len(hashes)))
+    pairs = np.stack([repeated, leaders[repeated]], axis=1)
+    same = [np.empty(0, bool)]
     with progress("Comparing codes", total=len(pairs), unit="pairs") as bar:
-        for block in samples.split(_BLOCK):
-            one, other = (cache.batch(side)[0] for side in block.unbind(1))
-            same.append((one == other).all(dim=1).numpy())
+        for block in torch.from_numpy(pairs * len(cache.manifest["variants"])).split(_BLOCK):
+            one, other = (cache.batch(samples)[0] for samples in block.unbind(1))
+            same.append((one == other).all(dim=1).numpy())  # equal hashes are nearly always equal codes
             bar.advance(len(block))
-    return np.concatenate(same)
-
-
-def _variants(cache: CodeCache) -> int:
-    return len(cache.manifest["variants"])
+    return pairs[np.concatenate(same)]

@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 
 from .code_cache import CacheWriter, CodeCache, ShardRows
-from .code_cache.description import manifest_header
 from .code_cache.format import MANIFEST
+from .code_cache.manifest import manifest_header
 from .code_cache.variants import crop_of, each_variant, size_for, variant_names
 from .code_cache.writer_thread import WriterThread
 from .foundation.distributed import Processes

@@ -45,13 +45,15 @@ class FeatureSet:
     @property
     def logits(self) -> torch.Tensor | None:
         """(N, classes) float32, or None if the extractor has no classifier."""
-        parts = [batch.logits for batch in self.batches if batch.logits is not None]
-        return torch.cat(parts) if parts else None
+        return self._joined("logits")
 
     @property
     def spatial(self) -> torch.Tensor | None:
         """(N, S) float32, or None if the extractor has none."""
-        parts = [batch.spatial for batch in self.batches if batch.spatial is not None]
+        return self._joined("spatial")
+
+    def _joined(self, name: str) -> torch.Tensor | None:
+        parts = [part for batch in self.batches if (part := getattr(batch, name)) is not None]
         return torch.cat(parts) if parts else None
 
 

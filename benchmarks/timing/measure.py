@@ -50,11 +50,8 @@ def available_bytes(device: torch.device) -> int | None:
     """Memory available for an allocation; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    available = _kib("/proc/meminfo", "MemAvailable")
+    return None if available is None else 1024 * available
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -76,9 +73,9 @@ def _peak_mib(work: Callable[[], object], device: torch.device) -> float | None:
         return (torch.cuda.max_memory_allocated(device) - before) / _MIB
     _return_freed_memory()
     resettable = _reset_resident_peak()
-    before_kib = _status_kib("VmRSS")
+    before_kib = _kib("/proc/self/status", "VmRSS")
     work()
-    peak_kib = _status_kib("VmHWM")
+    peak_kib = _kib("/proc/self/status", "VmHWM")
     if not resettable or before_kib is None or peak_kib is None:
         return None
     return max(0, peak_kib - before_kib) / 1024
@@ -107,9 +104,10 @@ def _reset_resident_peak() -> bool:
     return True
 
 
-def _status_kib(key: str) -> int | None:
+def _kib(path: str, key: str) -> int | None:
+    """A value of a file such as /proc/meminfo; None if the system has none."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path(path).read_text().splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -30,12 +30,10 @@ from coda.tokenizer.code_cache import ShuffledBatches
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images import (
     BrokenImage,
-    ImageBatch,
-    ImageDataset,
     ImageSource,
     decode_image,
+    image_batches,
     open_images,
-    read_batches,
     to_unit,
 )
 from coda.tokenizer.tokenize_dataset import encode_variants
@@ -194,7 +192,7 @@ def allowed_rate(decode: float, encode: float, workers: int, threads: int, cores
 def _ready_images(source: ImageSource, size: tuple[int, int], batch_size: int) -> list[torch.Tensor]:
     """The first batches, uint8, up to `_READY_BYTES`."""
     most = max(1, _READY_BYTES // (batch_size * 3 * size[0] * size[1]))
-    return [batch.pixels for batch in islice(_decode(source, size, batch_size, 0), most) if len(batch)]
+    return [batch.pixels for batch in islice(image_batches(source, size, batch_size), most)]
 
 
 def _read_shuffled(path: Path) -> None:
@@ -206,15 +204,8 @@ def _read_shuffled(path: Path) -> None:
 
 
 def _decode_all(source: ImageSource, size: tuple[int, int], batch_size: int, workers: int) -> None:
-    for _ in _decode(source, size, batch_size, workers):
+    for _ in image_batches(source, size, batch_size, workers=workers):
         pass
-
-
-def _decode(source: ImageSource, size: tuple[int, int], batch_size: int, workers: int) -> Iterator[ImageBatch]:
-    """All images in order, as `tokenize_dataset` reads them."""
-    order = range(len(source))
-    requests = [[(i, i) for i in order[start : start + batch_size]] for start in range(0, len(source), batch_size)]
-    return read_batches(ImageDataset(source, size), requests, workers)
 
 
 def _plain_loop(tokenizer: CodaTokenizer, source: ImageSource, device: torch.device, folder: Path) -> None:

@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from coda.tokenizer.foundation import output_directory
 
 if TYPE_CHECKING:
     from coda.benchmarks.reports.report import Report
 
+# What commands leave in their directories, and keys of the JSON object in it, by which it is known as theirs.
+_MARKS = {
+    "coda_tokenizer.json": ("fingerprint", "layout"),
+    "edit.json": ("edit", "model", "seeds"),
+    "onnx.json": ("fingerprint", "layout", "size"),
+    "reconstruction.json": ("fingerprint", "images", "tokenizer"),
+    "samples.json": ("guidance", "model", "steps"),
+}
 
-@contextmanager
-def new_directory(out: Path, overwrite: bool, mark: str) -> Iterator[Path]:
-    """A folder beside `out` to write into; it becomes `out` at the end, and vanishes if anything goes wrong.
+
+def new_directory(out: Path, overwrite: bool, mark: str) -> AbstractContextManager[Path]:
+    """A folder to write into; it becomes `out` at the end, and vanishes if anything goes wrong.
 
     Args:
-        out: The directory to make.
+        out: The directory to make, or a link to it.
         overwrite: Whether `out` may be replaced, if it was made by the same command.
-        mark: Name of a file by which what that command makes is known.
+        mark: Name of the JSON file that tells what that command makes.
 
     Raises:
-        CodaError: `out` holds something that may not be replaced; before anything else is done.
+        CodaError: If `out` holds something that may not be replaced, or another process is making it.
     """
-    from coda.tokenizer.foundation.atomic_io import publish_directory
-    from coda.tokenizer.foundation.errors import CodaError
-
-    if out.is_file():
-        raise CodaError(f"{out} is a file; --out names a directory")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise CodaError(f"{out} exists already; choose another --out or give --overwrite")
-    if out.is_dir() and any(out.iterdir()) and not (out / mark).exists():
-        raise CodaError(f"{out} holds something that this command did not make (no {mark}); choose another --out")
-    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        publish_directory(partial, out.absolute(), overwrite=overwrite)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    keys = set(_MARKS[mark])
+    problem = "holds something that this command did not make"
+    return output_directory.new_directory(
+        out, overwrite, lambda folder: keys <= output_directory.read_mark(folder / mark).keys(), problem
+    )
 
 
 def ending_of(report: Report, out: Path) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import coda.benchmarks.cache_statistics as module
-from coda.benchmarks.cache_statistics import cache_statistics, label_balance, repeated_images
+from coda.benchmarks.cache_statistics import cache_statistics, label_balance
 from coda.tokenizer import CodaError, CodeCache, CodeLayout
 from coda.tokenizer.code_cache import CacheWriter, ShardRows
 from coda.tokenizer.images import Skipped
@@ -108,13 +108,13 @@ def test_a_few_pairs_are_named_and_all_are_counted(tmp_path: Path) -> None:
     assert found.duplicate_keys == [(f"{i}.png", "0.png") for i in (1, 2, 3)]
 
 
-def test_images_that_share_a_hash_are_compared(tmp_path: Path) -> None:
+def test_duplicates_are_those_of_a_comparison(tmp_path: Path) -> None:
     codes = torch.randint(2, (30, 1, 3))  # of eight kinds
-    cache = make_cache(tmp_path / "cache", codes, [0] * 30, layout=CodeLayout([1, (1, 2)], 11))
+    found = cache_statistics(make_cache(tmp_path / "cache", codes, [0] * 30, layout=CodeLayout([1, (1, 2)], 11)))
     rows = [tuple(row) for row in codes[:, 0].tolist()]
-    expected = [[i, rows.index(row)] for i, row in enumerate(rows) if rows.index(row) < i]
-    assert repeated_images(cache, np.zeros(30, np.int64)).tolist() == expected
-    assert repeated_images(cache, np.array([sum(row) for row in rows])).tolist() == expected
+    expected = [(i, rows.index(row)) for i, row in enumerate(rows) if rows.index(row) < i]
+    assert found.duplicates == len(expected)
+    assert found.duplicate_keys == [(f"{i}.png", f"{first}.png") for i, first in expected[:3]]
 
 
 def test_blocks_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from coda.pipeline.cli.cli import main
 from coda.tokenizer import CodaTokenizer, CodeCache
 from coda.tokenizer.code_cache import CacheWriter, ShardRows
-from coda.tokenizer.code_cache.description import manifest_header
+from coda.tokenizer.code_cache.manifest import manifest_header
 from coda.tokenizer.images import open_images
 
 from .conftest import make_tokenizer_parts

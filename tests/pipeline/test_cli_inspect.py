@@ -120,7 +120,7 @@ def test_a_cache_without_labels_says_so(tokenizers: Path, capsys: pytest.Capture
 def test_an_unfinished_cache_is_called_one(cache: CodeCache, capsys: pytest.CaptureFixture[str]) -> None:
     manifest_header = {key: cache.manifest[key] for key in cache.manifest if key not in ("images", "samples", "shards")}
     CacheWriter(Path("begun"), manifest_header, cache.value_table).close()
-    assert "begun is an unfinished code cache: give the command that began it again" in refused(capsys, "begun")
+    assert "begun is an unfinished code cache: run the command that began it again" in refused(capsys, "begun")
 
 
 def test_an_empty_part_has_no_picture(tokenizers: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,7 @@ def test_killed_thirty_times_the_run_ends_with_the_same_bytes(tokenize: Work, tm
             continue
         kills += 1
         if out.exists() and not (out / "manifest.json").exists():
-            with pytest.raises(CodaError, match=r"unfinished|no code cache"):
+            with pytest.raises(CodaError, match=r"unfinished|not a code cache"):
                 CodeCache(out)
     cache = CodeCache(tmp_path / "whole")
     cache.verify()

@@ -10,17 +10,15 @@ Until all is there, it lies in a hidden folder beside the place where it will be
 from __future__ import annotations
 
 import shutil
-from contextlib import closing
 from itertools import accumulate
 from pathlib import Path
 
-from ..foundation.atomic_io import publish_directory, sha256_of, write_json
+from ..foundation.atomic_io import publish_directory, remove, sha256_of, write_bytes, write_json
 from ..foundation.errors import CodaError
+from ..foundation.output_directory import check_free, read_mark, resolve_out, staging_directory
 from ..foundation.progress import progress
-from ..foundation.reading import read_json
 from .export_formats import EXPORT_FORMATS
-from .format import MANIFEST, PROGRESS, VALUE_TABLE, Shard
-from .lock import FolderLock
+from .format import FORMAT, MANIFEST, PROGRESS, VALUE_TABLE, Shard
 from .reader import CodeCache
 
 _README = "README.md"
@@ -54,48 +52,43 @@ def export_cache(
     if to not in EXPORT_FORMATS:
         raise CodaError(f"there is no format {to!r} to export to; there are {', '.join(EXPORT_FORMATS)}")
     cache = cache if isinstance(cache, CodeCache) else CodeCache(cache)
-    out = Path(out)
-    complete = _is_there(out, cache, to, overwrite)
-    final = out.absolute()
-    aside = final.with_name(f".{final.name}.partial")
-    aside.mkdir(parents=True, exist_ok=True)
-    with closing(FolderLock(aside)):
-        if not complete:
-            content = _write_shards(aside, cache, to)
-            (content / _README).write_text(_readme(cache, to), encoding="utf-8")
-            shutil.copyfile(cache.path / VALUE_TABLE, content / VALUE_TABLE)
-            shutil.copyfile(cache.path / MANIFEST, content / _DESCRIPTION)
+    final = resolve_out(out)
+    _is_there(final, cache, to, overwrite)  # refuse before anything is written
+    with staging_directory(final, keep=True) as staging:
+        if not _is_there(final, cache, to, overwrite):
+            content = _write_shards(staging, cache, to)
+            write_bytes(content / _README, _readme(cache, to).encode())
+            for source, copy in ((VALUE_TABLE, VALUE_TABLE), (MANIFEST, _DESCRIPTION)):
+                shutil.copyfile(cache.path / source, content / copy)
             publish_directory(content, final, overwrite)
-        shutil.rmtree(aside)
-    return out
+    return Path(out)
 
 
 def _is_there(out: Path, cache: CodeCache, to: str, overwrite: bool) -> bool:
     """Whether `out` holds this very export, and is to stay; CodaError where it holds what may not be replaced."""
-    if out.exists() and not out.is_dir():
-        raise CodaError(f"{out} is a file; --out names a folder")
-    found = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
-    if not found:
-        return False
-    if not (out / _DESCRIPTION).is_file():
-        raise CodaError(f"{out} holds something that is no export of a code cache ({found[0]}); choose another --out")
-    if overwrite:
-        return False
     wanted = {_README: _readme(cache, to).encode(), _DESCRIPTION: (cache.path / MANIFEST).read_bytes()}
-    if any(name not in found or (out / name).read_bytes() != content for name, content in wanted.items()):
+    same = all((out / name).is_file() and (out / name).read_bytes() == content for name, content in wanted.items())
+    if same and not overwrite:
+        return True
+    check_free(out, True, _is_export, "holds something that is not an export of a code cache")
+    if not overwrite and (out / _DESCRIPTION).exists():
         raise CodaError(f"{out} holds another export; choose another --out or give --overwrite")
-    return True
+    return False
 
 
-def _write_shards(aside: Path, cache: CodeCache, to: str) -> Path:
+def _is_export(folder: Path) -> bool:
+    return read_mark(folder / _DESCRIPTION).get("format") == FORMAT
+
+
+def _write_shards(staging: Path, cache: CodeCache, to: str) -> Path:
     """Write the shards that no run before has written; returns the folder that now holds all."""
-    content, note = aside / "content", aside / PROGRESS
+    content, note = staging / "content", staging / PROGRESS
     task = {"format": to, "cache": sha256_of(cache.path / MANIFEST)}
-    begun = read_json(note) if note.is_file() else {}
+    begun = read_mark(note)
     done = begun.get("shards", [])
-    if not content.is_dir() or begun != {**task, "shards": done}:
+    if not content.is_dir() or content.is_symlink() or begun != {**task, "shards": done}:
         note.unlink(missing_ok=True)  # before all else: what is half removed must not be taken for half made
-        shutil.rmtree(content, ignore_errors=True)
+        remove(content)
         content.mkdir()
         done = []
     shards = cache.manifest["shards"]

@@ -16,7 +16,6 @@ import torch
 
 from ..foundation.atomic_io import save_tensors
 from ..foundation.errors import CodaError
-from ..foundation.reading import read_json
 from ..layout import CodeLayout
 
 FORMAT = "coda code cache"
@@ -83,7 +82,7 @@ def _numpy_type(layout: CodeLayout) -> np.dtype:
 
 def write_shard(path: Path, rows: ShardRows, layout: CodeLayout, metadata: dict[str, Any]) -> None:
     """Write a shard; the same rows give the same bytes."""
-    encoded = [key.encode() for key in rows.keys]
+    encoded = [key.encode(errors="surrogateescape") for key in rows.keys]
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     tensors = {
         "codes": rows.on_disk(layout).codes,
@@ -96,7 +95,11 @@ def write_shard(path: Path, rows: ShardRows, layout: CodeLayout, metadata: dict[
 
 
 class Shard:
-    """A shard, mapped into memory: only what is looked at is read.
+    """A shard, mapped into memory as one map, which keeps no file open: only what is looked at is read.
+
+    Args:
+        path: The file.
+        shape: (n, V, T) that the codes must have; any if None.
 
     Attributes:
         codes: (n, V, T), the type on disk.
@@ -105,23 +108,36 @@ class Shard:
         metadata: What `write_shard` was given.
 
     Raises:
-        CodaError: The file is missing or damaged.
+        CodaError: If the file is missing or damaged, or holds arrays of other shapes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int, int] | None = None) -> None:
         self.path = path
         try:
-            with open(path, "rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(length, path.stat().st_size)))
+            size = path.stat().st_size
+            content = (
+                torch.from_file(str(path), size=size, dtype=torch.uint8).numpy() if size else np.empty(0, np.uint8)
+            )
+            content.flags.writeable = False
+            length = int.from_bytes(content[:8].tobytes(), "little")
+            header = json.loads(content[8 : 8 + min(length, size)].tobytes())
             self.metadata: dict[str, Any] = json.loads(header.pop("__metadata__")[_METADATA])
-            arrays = {name: _map_array(path, 8 + length, entry) for name, entry in header.items()}
+            arrays = {name: _array(content[8 + length :], entry) for name, entry in header.items()}
             self.codes, self.labels, self.indices = (arrays[name] for name in ("codes", "labels", "indices"))
             self._keys, self._key_offsets = arrays["keys"], arrays["key_offsets"]
+            self._check_shapes(shape or self.codes.shape)
         except FileNotFoundError:
             raise CodaError(f"{path} is missing") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CodaError(f"{path} is damaged: no shard of codes, or cut short") from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError):
+            raise CodaError(f"{path} is damaged: it is not a shard of codes, or cut short") from None
+
+    def _check_shapes(self, shape: tuple[int, ...]) -> None:
+        rows = len(self.codes)
+        vectors = (self.labels.shape, self.indices.shape, self._key_offsets.shape)
+        if self.codes.shape != shape or len(shape) != 3 or vectors != ((rows,), (rows,), (rows + 1,)):
+            raise ValueError("misshapen")
+        if self.codes.dtype.kind != "u" or {self.labels.dtype, self.indices.dtype} != {np.dtype(np.int64)}:
+            raise ValueError("mistyped")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,7 +149,13 @@ class Shard:
 
     def key(self, row: int) -> str:
         """Name of the item of a row."""
-        return self._keys[self._key_offsets[row] : self._key_offsets[row + 1]].tobytes().decode()
+        name = self._keys[self._key_offsets[row] : self._key_offsets[row + 1]]
+        return name.tobytes().decode(errors="surrogateescape")
+
+    def has_sound_keys(self) -> bool:
+        """Whether every row has a name: the names' bounds ascend from 0 to the end of all names."""
+        offsets = self._key_offsets
+        return offsets[0] == 0 and offsets[-1] == len(self._keys) and bool((np.diff(offsets) >= 0).all())
 
     def rows(self) -> ShardRows:
         """Everything, copied out of the file."""
@@ -143,13 +165,10 @@ class Shard:
         return ShardRows(codes, labels, indices, [self.key(row) for row in range(len(self))])
 
 
-def _map_array(path: Path, start: int, entry: Mapping[str, Any]) -> np.ndarray:
-    """One tensor of a safetensors file as an array over the file."""
-    shape, dtype = tuple(entry["shape"]), _NUMPY_TYPES[entry["dtype"]]
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    # A plain array over the map: numpy's own class of mapped arrays takes longer to index than to read.
-    return np.asarray(np.memmap(path, dtype, "r", start + entry["data_offsets"][0], shape))
+def _array(content: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
+    """One tensor of a safetensors file, as an array over the mapped bytes after its header."""
+    start, stop = entry["data_offsets"]
+    return content[start:stop].view(_NUMPY_TYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
 def shard_spans(items: int, shard_size: int, part: Sequence[int] | None) -> dict[int, range]:
@@ -174,60 +193,3 @@ def shard_spans(items: int, shard_size: int, part: Sequence[int] | None) -> dict
                 f"give all parts a shard size of {max(1, items // n):,} or less"
             )
     return {k: range(k * shard_size, min(items, (k + 1) * shard_size)) for k in range(first, last)}
-
-
-def finished_manifest(
-    head: dict[str, Any], value_table: str, shards: Sequence[dict[str, Any]], skipped: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """The manifest of a whole cache.
-
-    Args:
-        head: What was known before the first image.
-        value_table: SHA-256 of the value table's file.
-        shards: Description of each shard, in order.
-        skipped: Index, key and reason of each item left out, in the source's order.
-    """
-    images = sum(shard["images"] for shard in shards)
-    return {
-        **head,
-        "images": images,
-        "samples": images * len(head["variants"]),
-        "value_table": {"file": VALUE_TABLE, "sha256": value_table},
-        "shards": list(shards),
-        "skipped": list(skipped),
-    }
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a whole cache.
-
-    Raises:
-        CodaError: There is none, it is damaged, or of a format that this version does not know.
-    """
-    if not (path / MANIFEST).is_file():
-        if (path / PROGRESS).is_file():
-            raise CodaError(f"{path} is an unfinished code cache: give the command that began it again to finish it")
-        raise CodaError(f"{path} is no code cache: it has no {MANIFEST}" if path.exists() else f"{path} does not exist")
-    manifest = read_json(path / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise CodaError(f"{path} is no code cache: its {MANIFEST} says {manifest.get('format')!r}")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        version = manifest.get("format_version")
-        raise CodaError(f"{path} has format version {version}; this version of coda reads {FORMAT_VERSION}")
-    return manifest
-
-
-def differences(there: Any, here: Any, name: str = "") -> list[str]:
-    """In words, where two descriptions differ: `size 64 there, 256 here`."""
-    if there == here:
-        return []
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = [*here, *(key for key in there if key not in here)]
-        found = [differences(there.get(key), here.get(key), f"{name}.{key}".lstrip(".")) for key in keys]
-        return [difference for some in found for difference in some]
-    return [f"{name} {_short(there)} there, {_short(here)} here"]
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 32 else f"{text[:16]}…"

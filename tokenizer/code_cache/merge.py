@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..foundation.atomic_io import publish_directory, write_json
+from ..foundation.atomic_io import write_json
 from ..foundation.errors import CodaError
-from .format import MANIFEST, PROGRESS, VALUE_TABLE, differences, finished_manifest
+from ..foundation.output_directory import check_free, new_directory, resolve_out
+from .format import MANIFEST, VALUE_TABLE
+from .manifest import differences, finished_manifest, is_code_cache
 from .reader import CodeCache
 
 # Keys of a manifest that only a finished part has.
@@ -31,7 +33,7 @@ def merge_caches(parts: Sequence[str | Path], out: str | Path = "runs/cache", ov
             image in all of them.
     """
     caches = [CodeCache(part) for part in parts]
-    out = Path(out)
+    final = resolve_out(out)
     if not caches:
         raise CodaError("there are no parts to merge")
     numbers: dict[int, CodeCache] = {}
@@ -47,43 +49,33 @@ def merge_caches(parts: Sequence[str | Path], out: str | Path = "runs/cache", ov
         if i in numbers:
             raise CodaError(f"{numbers[i].path} and {cache.path} are both part {i}/{n}")
         numbers[i] = cache
-        if out.resolve() in (cache.path.resolve(), *cache.path.resolve().parents):
+        if final.resolve() in (cache.path.resolve(), *cache.path.resolve().parents):
             raise CodaError(f"{out} holds the part {cache.path}; choose another --out")
     count = first["part"][1]
     missing = [str(i) for i in range(1, count + 1) if i not in numbers]
     if missing:
         raise CodaError(f"part {', '.join(missing)} of {count} is missing")
-    if out.exists() and any(out.iterdir()) and not any((out / name).is_file() for name in (MANIFEST, PROGRESS)):
-        raise CodaError(f"{out} holds something that is no code cache; choose another --out")
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise CodaError(f"{out} exists already; choose another --out or give --overwrite")
     if not any(cache.num_images for cache in caches):
         raise CodaError(f"none of {first['source']['items']:,} items can be read, in none of the parts")
+    check_free(final, overwrite, is_code_cache, "is not a code cache")
     for cache in caches:
         cache.verify()
-    return _join([numbers[i] for i in range(1, count + 1)], out, overwrite)
-
-
-def _join(parts: Sequence[CodeCache], out: Path, overwrite: bool) -> CodeCache:
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        for part in parts:
-            for shard in part.manifest["shards"]:
-                _link_or_copy(part.path / shard["file"], aside / shard["file"])
-        _link_or_copy(parts[0].path / VALUE_TABLE, aside / VALUE_TABLE)
-        first = parts[0].manifest
-        head = {key: value for key, value in first.items() if key not in _OF_THE_PART or key == "part"} | {"part": None}
-        shards = [shard for part in parts for shard in part.manifest["shards"]]
-        skipped = [item for part in parts for item in part.manifest["skipped"]]
-        manifest = finished_manifest(head, first["value_table"]["sha256"], shards, skipped)
-        write_json(aside / MANIFEST, manifest)
-        publish_directory(aside, out, overwrite)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    with new_directory(final, overwrite, is_code_cache, "is not a code cache") as folder:
+        _join([numbers[i] for i in range(1, count + 1)], folder)
     return CodeCache(out)
+
+
+def _join(parts: Sequence[CodeCache], folder: Path) -> None:
+    """Write the whole cache into an empty folder."""
+    for part in parts:
+        for shard in part.manifest["shards"]:
+            _link_or_copy(part.path / shard["file"], folder / shard["file"])
+    _link_or_copy(parts[0].path / VALUE_TABLE, folder / VALUE_TABLE)
+    first = parts[0].manifest
+    header = {key: value for key, value in first.items() if key not in _OF_THE_PART or key == "part"} | {"part": None}
+    shards = [shard for part in parts for shard in part.manifest["shards"]]
+    skipped = [item for part in parts for item in part.manifest["skipped"]]
+    write_json(folder / MANIFEST, finished_manifest(header, first["value_table"]["sha256"], shards, skipped))
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

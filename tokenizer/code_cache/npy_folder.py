@@ -26,8 +26,8 @@ from ..foundation.progress import progress
 from ..images.labels import name_numbers
 from ..layout import CodeLayout
 from ..tokenizer import CodaTokenizer
-from .description import manifest_header
 from .format import TEN_CROP, VARIANTS, ShardRows
+from .manifest import manifest_header
 from .reader import CodeCache
 from .writer import CacheWriter
 from .writer_thread import WriterThread

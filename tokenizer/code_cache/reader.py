@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection, Iterable
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from ..foundation.atomic_io import sha256_of
 from ..foundation.errors import CodaError
 from ..foundation.progress import progress
 from ..layout import CodeLayout
-from .format import Shard, read_manifest
+from .format import Shard, shard_name, shard_spans
+from .manifest import read_manifest
 
 
 class CodeCache(Dataset):
@@ -37,10 +38,11 @@ class CodeCache(Dataset):
         num_images: Images, each once.
         num_classes: Labels are in [0, num_classes), or -1.
         class_names: Names or WordNet ids by label; None where nobody named the classes.
-        tokenizer_fingerprint: Of the tokenizer that alone can decode these codes.
+        tokenizer_fingerprint: Fingerprint of the only tokenizer that can decode these codes.
 
     Raises:
-        CodaError: There is no whole cache, or one of its files is missing or cut short.
+        CodaError: If there is no whole cache, its manifest is damaged, or a file is missing or cut short. What takes
+            longer to check is checked where it is first read, and by `verify`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -48,19 +50,19 @@ class CodeCache(Dataset):
         self.manifest = read_manifest(self.path)
         try:
             self.layout = CodeLayout.from_json(self.manifest["layout"])
-            self.num_images: int = self.manifest["images"]
-            self.num_classes: int = self.manifest["num_classes"]
-            self.class_names: list[str] | None = self.manifest["class_names"]
-            self.tokenizer_fingerprint: str = self.manifest["tokenizer_fingerprint"]
-            self._variants = len(self.manifest["variants"])
-            self._described: list[dict[str, Any]] = self.manifest["shards"]
-            self._starts = np.array([0, *accumulate(s["images"] * self._variants for s in self._described)])
-            for shard in self._described:
-                file = self.path / shard["file"]
-                if not file.is_file() or file.stat().st_size != shard["bytes"]:
-                    raise CodaError(f"{file} is {'cut short' if file.is_file() else 'missing'}; {self.path} is damaged")
-        except (KeyError, TypeError) as error:
-            raise CodaError(f"{self.path} has a damaged manifest: {error} is missing or wrong") from None
+        except (CodaError, LookupError, TypeError, ValueError, OverflowError):
+            raise CodaError(f"{self.path} has a damaged manifest: layout is missing or wrong") from None
+        self.num_images: int = self.manifest["images"]
+        self.num_classes: int = self.manifest["num_classes"]
+        self.class_names: list[str] | None = self.manifest["class_names"]
+        self.tokenizer_fingerprint: str = self.manifest["tokenizer_fingerprint"]
+        self._variants = len(self.manifest["variants"])
+        self._described: list[dict[str, Any]] = self.manifest["shards"]
+        self._starts = np.array([0, *accumulate(s["images"] * self._variants for s in self._described)])
+        for shard in self._described:
+            file = self.path / shard["file"]
+            if not file.is_file() or file.stat().st_size != shard["bytes"]:
+                raise CodaError(f"{file} is {'cut short' if file.is_file() else 'missing'}; {self.path} is damaged")
         self._open: dict[int, Shard] = {}
 
     def __len__(self) -> int:
@@ -72,7 +74,10 @@ class CodeCache(Dataset):
         number = bisect_right(self._starts, place) - 1
         image, variant = divmod(place - int(self._starts[number]), self._variants)
         shard = self._shard(number)
-        return torch.from_numpy(shard.codes[image, variant].astype(np.int64)), int(shard.labels[image])
+        codes, label = shard.codes[image, variant].astype(np.int64), shard.labels[image]
+        self._check_codes(codes, shard.path)
+        self._check_labels(label, shard.path)
+        return torch.from_numpy(codes), int(label)
 
     def batch(self, indices: torch.Tensor | Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (B, T) int64 and labels (B,) int64 of samples, in the order given."""
@@ -86,6 +91,7 @@ class CodeCache(Dataset):
         for number in np.flatnonzero(np.diff(bounds)):
             here = order[bounds[number] : bounds[number + 1]]
             codes[here] = self._shard(int(number)).samples[wanted[here] - self._starts[number]]
+        self._check_codes(codes, self.path)
         return torch.from_numpy(codes), self.labels[torch.from_numpy(wanted)]
 
     def key(self, i: int) -> str:
@@ -97,55 +103,91 @@ class CodeCache(Dataset):
     @cached_property
     def labels(self) -> torch.Tensor:
         """Label of every sample, (len,) int64; -1 where there is none."""
-        found = [np.asarray(self._shard(number).labels) for number in range(len(self._described))]
-        return torch.from_numpy(np.concatenate(found)).repeat_interleave(self._variants)
+        shards = [self._shard(number) for number in range(len(self._described))]
+        for shard in shards:
+            self._check_labels(shard.labels, shard.path)
+        return torch.from_numpy(np.concatenate([shard.labels for shard in shards])).repeat_interleave(self._variants)
 
     @cached_property
     def value_table(self) -> torch.Tensor:
-        """What a code stands for among normalised latents, (K, C) float32."""
+        """What a code stands for among normalized latents, (K, C) float32."""
         file = self.path / self.manifest["value_table"]["file"]
         try:
-            return load_file(file)["value_table"]
+            table = load_file(file)["value_table"]
         except (OSError, KeyError, SafetensorError):
             raise CodaError(f"{file} is missing or damaged") from None
+        if table.ndim != 2 or len(table) != self.layout.codebook_size or table.dtype != torch.float32:
+            raise CodaError(
+                f"{file} holds {table.dtype} values of shape {tuple(table.shape)}; "
+                f"a codebook of {self.layout.codebook_size:,} has one row of float32 per code"
+            )
+        if not table.isfinite().all():
+            raise CodaError(f"{file} holds values that are NaN or infinite")
+        return table
 
     def verify(self) -> None:
         """Read everything and compare it with the manifest.
 
         Raises:
-            CodaError: A checksum is wrong, a code is beyond the codebook, a label beyond the classes, or an item of
-                the source is not accounted for exactly once. The message names the file.
+            CodaError: If a checksum is wrong, a code is beyond the codebook, a label beyond the classes, a value not
+                finite, a shape or name not as it should be, or an item of the source is not accounted for exactly
+                once. The message names the file.
         """
         table = self.path / self.manifest["value_table"]["file"]
         if not table.is_file() or sha256_of(table) != self.manifest["value_table"]["sha256"]:
             raise CodaError(f"{table} is missing or has the wrong checksum")
+        channels = self.manifest.get("tokenizer", {}).get("latent_channels", self.value_table.shape[1])
+        if channels != self.value_table.shape[1]:
+            raise CodaError(f"{table} holds values of {self.value_table.shape[1]} channels, not {channels}")
         skipped = {item["index"] for item in self.manifest["skipped"]}
         if len(skipped) < len(self.manifest["skipped"]):
             raise CodaError(f"{self.path} has a damaged manifest: it leaves an item out twice")
+        self._verify_spans()
         with progress("Verifying", total=len(self._described), unit="shards") as bar:
             for number in range(len(self._described)):
                 self._verify_shard(number, skipped)
                 bar.advance()
 
+    def _verify_spans(self) -> None:
+        """Check that the shards are those of the source, each at its place."""
+        header = self.manifest
+        spans = shard_spans(header["source"]["items"], header["shard_size"], header["part"])
+        expected = [(shard_name(number), span.start, span.stop) for number, span in spans.items()]
+        found = [(shard["file"], shard["start"], shard["stop"]) for shard in self._described]
+        if found != expected:
+            wrong = next((a or b for a, b in zip_longest(found, expected) if a != b), ("",))
+            raise CodaError(f"{self.path} has a damaged manifest: shard {wrong[0]} is missing, left over or misplaced")
+
     def _verify_shard(self, number: int, skipped: Collection[int]) -> None:
         described = self._described[number]
-        shard, file = self._shard(number), self.path / described["file"]
+        file = self.path / described["file"]
         if sha256_of(file) != described["sha256"]:
             raise CodaError(f"{file} has the wrong checksum: it was changed or damaged after it was written")
-        if shard.codes.shape != (described["images"], self._variants, self.layout.num_tokens):
-            raise CodaError(f"{file} holds codes of shape {shard.codes.shape}, not those of the manifest")
-        if len(shard) and int(shard.codes.max()) >= self.layout.codebook_size:
-            raise CodaError(f"{file} holds code {shard.codes.max()}, beyond a codebook of {self.layout.codebook_size}")
-        if len(shard) and not -1 <= int(shard.labels.min()) <= int(shard.labels.max()) < max(1, self.num_classes):
-            raise CodaError(f"{file} holds labels beyond the {self.num_classes} classes")
+        shard = self._shard(number)
+        self._check_codes(shard.codes, file)
+        self._check_labels(shard.labels, file)
+        if not shard.has_sound_keys():
+            raise CodaError(f"{file} holds names of items that cannot be read")
         span = range(described["start"], described["stop"])
         accounted = sorted([*shard.indices.tolist(), *(index for index in span if index in skipped)])
         if accounted != list(span):
             raise CodaError(f"{file}: items {span.start} to {span.stop - 1} are not all there exactly once")
 
+    def _check_codes(self, codes: np.ndarray, file: Path) -> None:
+        if codes.size and codes.max() >= self.layout.codebook_size:
+            raise CodaError(f"{file} holds code {codes.max()}, beyond a codebook of {self.layout.codebook_size:,}")
+
+    def _check_labels(self, labels: np.ndarray, file: Path) -> None:
+        if labels.size and not -1 <= labels.min() <= labels.max() < max(1, self.num_classes):
+            raise CodaError(
+                f"{file} holds labels from {labels.min()} to {labels.max()}, not of {self.num_classes:,} classes"
+            )
+
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
-            self._open[number] = Shard(self.path / self._described[number]["file"])
+            described = self._described[number]
+            shape = (described["images"], self._variants, self.layout.num_tokens)
+            self._open[number] = Shard(self.path / described["file"], shape)
         return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 
 from ..foundation.atomic_io import save_tensors, sha256_of, write_bytes, write_json
+from ..foundation.directory_lock import DirectoryLock
 from ..foundation.distributed import Processes
 from ..foundation.errors import CodaError
+from ..foundation.output_directory import check_free, resolve_out
 from ..foundation.reading import read_json
 from ..images import Skipped
 from ..layout import CodeLayout
@@ -29,13 +31,11 @@ from .format import (
     VALUE_TABLE,
     Shard,
     ShardRows,
-    differences,
-    finished_manifest,
     shard_name,
     shard_spans,
     write_shard,
 )
-from .lock import FolderLock
+from .manifest import differences, finished_manifest, is_code_cache, read_progress
 
 _PENDING_SECONDS = 10.0
 _PENDING_SHARE = 0.05  # of the time, at most, goes into saving what is not finished
@@ -81,7 +81,7 @@ class CacheWriter:
         overwrite: bool = False,
         processes: Processes | None = None,
     ) -> None:
-        self.path = Path(out)
+        self.path = resolve_out(out)
         self._header = header = json.loads(json.dumps(header))  # as it will read back: tuples become lists
         self._layout = CodeLayout.from_json(header["layout"])
         self._spans = shard_spans(header["source"]["items"], header["shard_size"], header["part"])
@@ -89,20 +89,17 @@ class CacheWriter:
         self._own = {number: self._spans[number] for number in self._processes.shard(sorted(self._spans))}
         self.items = sum(map(len, self._own.values()))
         self.shape = (len(header["variants"]), self._layout.num_tokens)
-        if self.path.exists() and not self.path.is_dir():
-            raise CodaError(f"{self.path} is a file; --out names a folder")
-        self.path.mkdir(parents=True, exist_ok=True)
         self._shards: dict[int, dict[str, Any]] = {}
         self._skipped: dict[int, Sequence[Skipped]] = {}
         self._begun: dict[int, _OpenShard] = {}
         self._saved_at, self._pause = time.monotonic(), _PENDING_SECONDS
-        self._lock: FolderLock | None = None
+        self._lock: DirectoryLock | None = None
         try:
             found = self._processes.broadcast_from_main(lambda: self._open(value_table, overwrite))
             self.complete, shards, skipped = found
             mine = shards.keys() & self._own if self._processes.rank else shards  # the first knows of all
             self._shards, self._skipped = ({n: known[n] for n in mine} for known in (shards, skipped))
-            self._lock = self._lock or FolderLock(self.path, shared=True)
+            self._lock = self._lock or DirectoryLock(self.path, shared=True)
             if not self.complete:
                 self._resume_pending()
         except BaseException:
@@ -228,7 +225,7 @@ class CacheWriter:
 
     def _open(self, value_table: torch.Tensor, overwrite: bool) -> tuple[bool, dict, dict]:
         """Whether the cache is whole, and its shards with what they left out; in the first process, before all else."""
-        self._lock = FolderLock(self.path)
+        self._lock = DirectoryLock(self.path)
         complete = self._clear_way(overwrite)
         if complete:
             self._tidy()
@@ -240,15 +237,11 @@ class CacheWriter:
 
     def _clear_way(self, overwrite: bool) -> bool:
         """Make sure that the folder is empty or holds this very cache; True if it is whole."""
+        check_free(self.path, True, is_code_cache, "is not a code cache")
         whole, begun = self.path / MANIFEST, self.path / PROGRESS
-        found = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
-        if not found:
-            return False
         if not whole.is_file() and not begun.is_file():
-            raise CodaError(f"{self.path} holds something that is no code cache ({min(found)}); choose another --out")
-        there = read_json(whole) if whole.is_file() else read_json(begun).get("head", {})
-        if there.get("format") != self._header["format"]:
-            raise CodaError(f"{self.path} holds something that is no code cache; choose another --out")
+            return False
+        there = read_json(whole) if whole.is_file() else read_json(begun)["head"]
         different = differences({key: there.get(key) for key in self._header}, self._header)
         if overwrite and (different or whole.is_file()):
             self._start_over()
@@ -260,28 +253,31 @@ class CacheWriter:
 
     def _start_over(self) -> None:
         """Make the cache that is here the beginning of another: a kill leaves the one or the other."""
-        self._remove("pending-*", "progress-*.json")
+        self._remove("pending-shard-*", "progress-*.json")
         self._note_progress()
         self._remove(MANIFEST)
 
     def _resume(self, value_table: torch.Tensor) -> None:
         """Find out what runs before have left, trusting only what has the right checksum."""
         for notes in sorted(self.path.glob("progress*.json")):
-            for number, shard in read_json(notes).get("shards", {}).items():
+            for number, skipped, shard in read_progress(notes):
                 file = self.path / shard["file"]
-                if int(number) not in self._shards and file.is_file() and sha256_of(file) == shard["sha256"]:
-                    self._skipped[int(number)] = tuple(Skipped(**item) for item in shard.pop("skipped"))
-                    self._shards[int(number)] = shard
+                is_missing = (
+                    number in self._spans and number not in self._shards and shard["file"] == shard_name(number)
+                )
+                if is_missing and file.is_file() and sha256_of(file) == shard["sha256"]:
+                    self._skipped[number] = tuple(Skipped(**item) for item in skipped)
+                    self._shards[number] = shard
         self._note_progress()
         save_tensors(self.path / VALUE_TABLE, {"value_table": value_table.float()})
         known = {shard["file"] for shard in self._shards.values()}
-        strays = {file.name for file in self.path.glob("shard-*")} - known
+        strays = {file.name for file in self.path.glob("shard-[0-9]*.safetensors")} - known
         self._remove(*strays, "progress-*.json", *_HALF_WRITTEN)
 
     def _resume_pending(self) -> None:
         """Go on where runs before have stopped within shards of this process; a damaged file is as good as none."""
-        for pending in self.path.glob("pending-*"):
-            with suppress(CodaError, KeyError):
+        for pending in self.path.glob("pending-shard-*"):
+            with suppress(CodaError, KeyError, TypeError):
                 shard = Shard(pending)
                 number, end = shard.metadata["shard"], shard.metadata["upto"]
                 if number in self._own and number not in self._shards:
@@ -291,7 +287,7 @@ class CacheWriter:
                         self._close_shard(self._begun[number])
 
     def _tidy(self) -> None:
-        self._remove("pending*", "progress*.json", *_HALF_WRITTEN)
+        self._remove("pending-shard-*", "progress*.json", *_HALF_WRITTEN)
 
     def _remove(self, *patterns: str) -> None:
         for pattern in patterns:

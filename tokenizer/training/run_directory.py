@@ -1,4 +1,4 @@
-"""The directory of a training: killed at any instant, the same command goes on.
+"""The directory of a training: rerun the same command to resume one that was killed at any instant.
 
 out/
   run.json                  what is being made, with which settings; "complete": true comes last of all
@@ -20,8 +20,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..foundation.atomic_io import publish_directory, save_tensors, write_bytes, write_json
+from ..foundation.atomic_io import (
+    finish_directory,
+    flush,
+    publish_directory,
+    remove,
+    save_tensors,
+    write_bytes,
+    write_json,
+)
+from ..foundation.directory_lock import DirectoryLock
 from ..foundation.errors import CodaError
+from ..foundation.launcher import rank_and_world_size
+from ..foundation.output_directory import read_mark, resolve_out
+from ..foundation.reading import read_json
+
+_KINDS = ("vae", "tokenizer", "generator", "benchmark")  # last words of what a run makes
 
 
 @dataclass(frozen=True)
@@ -34,26 +48,42 @@ class Checkpoint:
 
 
 class RunDirectory:
-    """One training's directory.
+    """One training's directory, held until the training is finished.
+
+    Of several processes of a launcher the first must come first.
 
     Args:
-        out: The directory; made if it does not exist.
-        kind: What is being made: "vae", "tokenizer", "generator".
+        out: The directory, or a link to it; made if it does not exist.
+        kind: What is being made: "vae", "tokenizer", "generator", "… benchmark".
         settings: Everything that changes the result, as JSON; not workers or device.
-        overwrite: Replace a run that is complete or has other settings; an unfinished one of the same settings still
-            goes on, and what is no run at all is never touched.
+        overwrite: Replace a run that is complete or has other settings. An unfinished one of the same settings is
+            resumed all the same. Nothing is replaced without a sound `run.json`.
+
+    Attributes:
+        complete: Whether the same run has been completed here, and is to stay.
 
     Raises:
-        CodaError: `out` holds something else, or a run with other settings (the message names them).
+        CodaError: If `out` holds something else or a run with other settings (the message names them), or another
+            process is training there.
     """
 
     def __init__(self, out: str | Path, kind: str, settings: dict[str, Any], overwrite: bool = False) -> None:
-        self.path = Path(out)
+        self.path = resolve_out(out)
         self.kind = kind
         self.settings = json.loads(json.dumps(settings))  # as they will read back: tuples become lists
-        self.complete = self._check(overwrite)
-        if not self.complete and not self._manifest.exists():
-            write_json(self._manifest, self._description(complete=False))
+        rank, world_size = rank_and_world_size()
+        self._lock = DirectoryLock(self.path, shared=rank > 0, reentrant=True, name=out)
+        try:
+            self.complete = self._check(overwrite and rank == 0)
+            if not self.complete and not self._manifest.exists():
+                write_json(self._manifest, self._description(complete=False))
+        except BaseException:
+            self._lock.close()
+            raise
+        if self.complete:
+            self._lock.close()
+        elif world_size > 1:
+            self._lock.share()
 
     @property
     def _manifest(self) -> Path:
@@ -68,15 +98,16 @@ class RunDirectory:
 
     def _check(self, overwrite: bool) -> bool:
         """Whether the same run has been completed here, and is to stay."""
-        if self.path.is_file():
-            raise CodaError(f"{self.path} is a file; --out names a directory")
-        if not self.path.exists() or not any(p for p in self.path.iterdir() if not p.name.endswith(".partial")):
+        if not any(p for p in self.path.iterdir() if not p.name.endswith(".partial")):
             return False
         if not self._manifest.exists():
-            raise CodaError(f"{self.path} holds something that is no run of coda; choose another --out")
+            raise CodaError(f"{self.path} holds something that is not a run of coda; choose another --out")
         problem, complete = self._compare()
         if overwrite and (problem or complete):
-            shutil.rmtree(self.path)
+            write_json(self._manifest, self._description(complete=False))  # a kill leaves the old run or the new one
+            for found in self.path.iterdir():
+                if found != self._manifest:
+                    remove(found)
             return False
         if problem:
             raise CodaError(f"{self.path} {problem}; choose another --out or give --overwrite")
@@ -84,11 +115,10 @@ class RunDirectory:
 
     def _compare(self) -> tuple[str | None, bool]:
         """What keeps the run found here from being this one, if anything, and whether it is complete."""
-        try:
-            found = json.loads(self._manifest.read_text())
-            kind, complete, settings = found["kind"], found["complete"], found["settings"]
-        except (ValueError, KeyError, TypeError):
-            return f"has a damaged {self._manifest.name}", False
+        found = read_mark(self._manifest)
+        kind, complete, settings = (found.get(name) for name in ("kind", "complete", "settings"))
+        if not (str(kind).endswith(_KINDS) and isinstance(complete, bool) and isinstance(settings, dict)):
+            raise CodaError(f"{self._manifest} is damaged, or not of a run of coda; choose another --out")
         if kind != self.kind:
             return f"holds a {kind}, not a {self.kind}", complete
         there, asked = _flat(settings), _flat(self.settings)
@@ -97,24 +127,24 @@ class RunDirectory:
             for name in sorted(there.keys() | asked.keys())
             if there.get(name) != asked.get(name)
         ]
-        return f"holds a run with other settings ({'; '.join(differences)})" if differences else None, bool(complete)
+        return f"holds a run with other settings ({'; '.join(differences)})" if differences else None, complete
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None at the start."""
         for folder in sorted(self._checkpoints.glob("step-*"), reverse=True):
             try:
-                description = json.loads((folder / "state.json").read_text())
+                description = read_json(folder / "state.json")
                 tensors = load_file(folder / "tensors.safetensors")
-            except (OSError, ValueError, SafetensorError):
+                return Checkpoint(description["step"], tensors, description["state"])
+            except (CodaError, KeyError, OSError, SafetensorError):
                 continue  # the one before it is still there
-            return Checkpoint(description["step"], tensors, description["state"])
         return None
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any] | None = None) -> None:
         """Checkpoint after `step` steps; older checkpoints are removed once this one is whole."""
         final = self._checkpoints / f"step-{step:08d}"
         partial = self._checkpoints / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         try:
             save_tensors(partial / "tensors.safetensors", tensors)
             write_json(partial / "state.json", {"step": step, "state": state or {}})
@@ -122,9 +152,9 @@ class RunDirectory:
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        for folder in self._checkpoints.iterdir():
+        for folder in [*self._checkpoints.glob("step-*"), *self._checkpoints.glob(".step-*")]:
             if folder != final:
-                shutil.rmtree(folder)
+                remove(folder)
 
     def log(self, step: int, **scalars: float) -> None:
         """Add a line to `log.jsonl`; what a resumed run repeats replaces what was there."""
@@ -140,20 +170,24 @@ class RunDirectory:
             write_bytes(log, "".join(kept).encode())
 
     def finish(self, write: Callable[[Path], object]) -> Path:
-        """Let `write` fill a folder aside, put its content in place, and mark the run complete."""
+        """Let `write` fill a folder aside, put its content in place, and mark the run complete.
+
+        All of it is on the disk before the run says so and its checkpoints go.
+        """
         aside = self.path / ".result.partial"
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
         aside.mkdir(parents=True)
         write(aside)
+        finish_directory(aside)
         for item in sorted(aside.iterdir()):
-            target = self.path / item.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            item.replace(target)
+            remove(self.path / item.name)
+            item.replace(self.path / item.name)
         aside.rmdir()
+        flush(self.path)
         write_json(self._manifest, self._description(complete=True))
-        shutil.rmtree(self._checkpoints, ignore_errors=True)
+        remove(self._checkpoints)
         self.complete = True
+        self._lock.close()
         return self.path
 
 

@@ -16,11 +16,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from coda.tokenizer import CodaError, CodaTokenizer, CodeCache, ResidualQuantizer, export_cache, import_npy
+from coda.tokenizer import CodaError, CodaTokenizer, CodeCache, export_cache, import_npy
 from coda.tokenizer.code_cache import CacheWriter, ShardRows
 from coda.tokenizer.code_cache.format import TEN_CROP
 from coda.tokenizer.images import Skipped
-from coda.tokenizer.vae.continuous_vae import ContinuousVAE
+
+from .conftest import content, make_header
 
 ITEMS, SHARD, BROKEN = 11, 4, (1, 4)
 KEPT = [i for i in range(ITEMS) if i not in BROKEN]
@@ -29,30 +30,13 @@ MakeCache = Callable[..., CodeCache]
 
 
 @pytest.fixture
-def tokenizer(small_vae: ContinuousVAE) -> CodaTokenizer:
-    """16 × 16 pixels, 74 codes of 300."""
-    return CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 3, 8])).eval()
-
-
-@pytest.fixture
 def make(tokenizer: CodaTokenizer, tmp_path: Path) -> MakeCache:
     """Makes caches of nine images in three shards; the codes of an item are a function of its place."""
 
     def made(name: str = "cache", variants: tuple[str, ...] = ("original", "mirrored"), **other: Any) -> CodeCache:
-        head = {
-            "format": "coda code cache",
-            "format_version": 1,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "layout": tokenizer.layout.to_json(),
-            "variants": variants,
-            "preprocessing": {"size": [16, 12]},
-            "source": {"items": ITEMS, "fingerprint": "b" * 64},
-            "num_classes": 3,
-            "class_names": None,
-            "shard_size": SHARD,
-            "part": None,
-        }
-        writer = CacheWriter(tmp_path / name, head | other, tokenizer.value_table())
+        known = {"tokenizer_fingerprint": tokenizer.fingerprint, "preprocessing": {"size": [16, 12]}, "num_classes": 3}
+        header = make_header(tokenizer.layout, ITEMS, SHARD, **(known | {"variants": variants} | other))
+        writer = CacheWriter(tmp_path / name, header, tokenizer.value_table())
         for span in writer.remaining():
             here = [i for i in span if i not in BROKEN]
             rows = ShardRows(
@@ -71,10 +55,6 @@ def make(tokenizer: CodaTokenizer, tmp_path: Path) -> MakeCache:
 
 def codes_of(i: int, variants: int) -> torch.Tensor:
     return torch.randint(300, (variants, 74), generator=torch.Generator().manual_seed(i))
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_npy_is_what_llamagen_writes(make: MakeCache, tmp_path: Path) -> None:
@@ -186,8 +166,8 @@ def test_what_is_there_is_not_replaced_unasked(make: MakeCache, tmp_path: Path) 
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("…")
     for place, message in [
-        (tmp_path / "letters", r"no export of a code cache \(dear\.txt\)"),
-        (cache.path, "no export of a code cache"),
+        (tmp_path / "letters", r"not an export of a code cache \(dear\.txt\)"),
+        (cache.path, "not an export of a code cache"),
         (tmp_path / "letters" / "dear.txt", "is a file"),
     ]:
         with pytest.raises(CodaError, match=message):

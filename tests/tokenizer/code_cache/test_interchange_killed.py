@@ -14,21 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from coda.tokenizer import CodaError, CodaTokenizer, CodeCache, ResidualQuantizer, export_cache, import_npy
+from coda.tokenizer import CodaError, CodaTokenizer, CodeCache, export_cache, import_npy
 from coda.tokenizer.code_cache import CacheWriter, ShardRows
-from coda.tokenizer.code_cache.lock import FolderLock
-from coda.tokenizer.vae.continuous_vae import ContinuousVAE
+from coda.tokenizer.foundation.directory_lock import DirectoryLock
+
+from .conftest import content, make_header
 
 ITEMS, SHARD = 7, 2
 WATCHED = ("open", "os.rename", "os.mkdir")  # of these, those in the folder that is watched
 REMOVING = ("os.remove", "os.rmdir")  # all of them: rmtree names files within an open folder
 Work = Callable[[Path], object]
-
-
-@pytest.fixture
-def tokenizer(small_vae: ContinuousVAE) -> CodaTokenizer:
-    """16 × 16 pixels, 74 codes of 300."""
-    return CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 3, 8])).eval()
 
 
 @pytest.fixture
@@ -38,20 +33,10 @@ def cache(tokenizer: CodaTokenizer, tmp_path: Path) -> CodeCache:
 
 def make_cache(tokenizer: CodaTokenizer, out: Path, seed: int) -> CodeCache:
     """Seven images in four shards."""
-    head = {
-        "format": "coda code cache",
-        "format_version": 1,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "layout": tokenizer.layout.to_json(),
-        "variants": ["original"],
-        "preprocessing": {"size": [16, 16]},
-        "source": {"items": ITEMS, "fingerprint": f"{seed:064x}"},
-        "num_classes": 7,
-        "class_names": None,
-        "shard_size": SHARD,
-        "part": None,
-    }
-    writer = CacheWriter(out, head, tokenizer.value_table())
+    source = {"items": ITEMS, "fingerprint": f"{seed:064x}"}
+    known = {"tokenizer_fingerprint": tokenizer.fingerprint, "source": source, "num_classes": 7}
+    header = make_header(tokenizer.layout, ITEMS, SHARD, **known)
+    writer = CacheWriter(out, header, tokenizer.value_table())
     codes = torch.randint(300, (ITEMS, 1, 74), generator=torch.Generator().manual_seed(seed))
     for span in writer.remaining():
         places = torch.tensor(span)
@@ -59,10 +44,6 @@ def make_cache(tokenizer: CodaTokenizer, out: Path, seed: int) -> CodeCache:
     writer.finish()
     writer.close()
     return CodeCache(out)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def killed(work: Callable[[], object], folder: Path, at: int) -> bool:
@@ -172,6 +153,6 @@ def test_what_was_begun_of_another_cache_or_format_is_begun_anew(
 def test_two_exports_at_once_do_not_write_into_one_folder(cache: CodeCache, tmp_path: Path) -> None:
     aside = tmp_path / ".export.partial"
     aside.mkdir()
-    with closing(FolderLock(aside)), pytest.raises(CodaError, match="is being written by another process"):
+    with closing(DirectoryLock(aside)), pytest.raises(CodaError, match="is being written by another process"):
         export_cache(cache, tmp_path / "export")
     assert export_cache(cache, tmp_path / "export").is_dir()

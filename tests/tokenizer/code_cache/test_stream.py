@@ -12,25 +12,16 @@ from coda.tokenizer.code_cache import CacheWriter, CodeCache, ShardRows, Shuffle
 from coda.tokenizer.foundation.seeding import EndlessOrder, epoch_order
 from coda.tokenizer.layout import CodeLayout
 
+from .conftest import make_header
+
 IMAGES = 37
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> CodeCache:
     """37 images of two codes in four shards; an image's label is its place, so that a batch says what it holds."""
-    head = {
-        "format": "coda code cache",
-        "format_version": 1,
-        "tokenizer_fingerprint": "a" * 64,
-        "layout": CodeLayout([(1, 2)], 100).to_json(),
-        "variants": ["original"],
-        "source": {"items": IMAGES},
-        "num_classes": IMAGES,
-        "class_names": None,
-        "shard_size": 10,
-        "part": None,
-    }
-    writer = CacheWriter(tmp_path / "cache", head, torch.zeros(100, 3))
+    header = make_header(CodeLayout([(1, 2)], 100), IMAGES, 10, num_classes=IMAGES)
+    writer = CacheWriter(tmp_path / "cache", header, torch.zeros(100, 3))
     for span in writer.remaining():
         places = torch.arange(span.start, span.stop)
         codes = torch.stack([places, 99 - places], dim=1)[:, None]
