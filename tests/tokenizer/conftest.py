@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,12 @@ def small_autoencoder() -> Callable[..., Any]:
 def small_vae(small_autoencoder: Callable[..., Any]) -> ContinuousVAE:
     """An AutoencoderKL of factor 2 with 4 latent channels, frozen, as load_vae gives it."""
     return ContinuousVAE(small_autoencoder(), [0.1], [0.4]).requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="session")
+def golden_quantizers() -> Path:
+    """Golden values of the published quantizer that ship with the tests."""
+    return Path(__file__).resolve().parents[1] / "data" / "quantizer"
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
@@ -114,12 +113,9 @@ def test_half_a_lora_is_refused(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["", "_f64"])
-def test_every_norm_and_precision_of_quantizer_is_read_from_its_tensors(shared_reference, precision):
-    folder = shared_reference / "quantizer"
-    cases = json.loads((folder / "cases.json").read_text())
-    assert cases
+def test_every_norm_and_precision_of_quantizer_is_read_from_its_tensors(golden_quantizers, precision):
     for norm, name in [(None, "01_plain"), ("rms_norm", "02_rms_norm"), ("layer_norm", "03_layer_norm")]:
-        tensors = load_file(folder / f"{name}{precision}.safetensors")
+        tensors = load_file(golden_quantizers / f"{name}{precision}.safetensors")
         state = {k.removeprefix("param."): t for k, t in tensors.items() if k.startswith("param.")}
         levels = sum(k.startswith("idx.") for k in tensors)
         sides = [tensors[f"idx.{i}"].shape[-1] for i in range(levels)]
@@ -130,3 +126,7 @@ def test_every_norm_and_precision_of_quantizer_is_read_from_its_tensors(shared_r
         assert torch.equal(quantizer.encode(tensors["input"]), published)
         with pytest.raises(CodaError, match=r"to_k.weight missing"):
             quantizer_from_official({k: t for k, t in state.items() if k != "attn.to_k.weight"}, sides)
+        for key in ("codebooks.weight", "attn.to_v.weight", "attn.to_q.bias"):
+            for damaged in (torch.tensor(1.0), state[key] * float("nan")):
+                with pytest.raises(CodaError, match=r"axes|misshapen|NaN or infinite"):
+                    quantizer_from_official(state | {key: damaged}, sides)
