@@ -77,7 +77,5 @@ def test_prefix_latents_add_the_levels_up():
     last = table[layout.split(codes)[2]].movedim(-1, 1)
     assert torch.equal(prefixes[3], prefixes[2] + last)
     assert torch.equal(prefixes[1], upsample(table[codes[:, :1]].reshape(2, 3, 1, 1), (4, 4)))
-
-
-def test_reducing_a_constant_keeps_it():
-    assert torch.equal(downsample(torch.full((1, 2, 6, 6), 3.0), (4, 4)), torch.full((1, 2, 4, 4), 3.0))
+    constant = torch.full((1, 2, 6, 6), 3.0)
+    assert torch.equal(downsample(constant, (4, 4)), constant[..., :4, :4])

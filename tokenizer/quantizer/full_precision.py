@@ -1,4 +1,4 @@
-"""Layers and a decorator that keep the quantizer in full precision, whatever its weights and its caller use.
+"""Full precision for the quantizer, whatever the type of its weights and the autocast of its caller.
 
 Codes are chosen by small differences of large logits, which half precision rounds away: with bfloat16 arithmetic most
 of the codebook is never chosen.
@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 P = ParamSpec("P")
@@ -22,6 +21,15 @@ R = TypeVar("R")
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """float16 and bfloat16 as float32; wider types as they are."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def call_in_float32(module: nn.Module, inputs: torch.Tensor) -> Any:
+    """`module(inputs)`, computed in float32 if the module's weights are float16 or bfloat16."""
+    weights = dict(module.named_parameters())
+    if all(weight.dtype.itemsize >= 4 for weight in weights.values()):
+        return module(inputs)
+    widened = {name: at_least_float32(weight) for name, weight in weights.items()}
+    return torch.func.functional_call(module, widened, at_least_float32(inputs))
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
@@ -38,28 +46,3 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapped
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` that computes in float32 when its weights are float16 or bfloat16."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(…, in_features) to (…, out_features)."""
-        return F.linear(at_least_float32(input), at_least_float32(self.weight), at_least_float32(self.bias))
-
-
-class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` that computes in float32 when its weights are float16 or bfloat16."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(…, d) to the same."""
-        weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
-        return F.layer_norm(at_least_float32(input), self.normalized_shape, weight, bias, self.eps)
-
-
-class RMSNorm(nn.RMSNorm):
-    """`nn.RMSNorm` that computes in float32 when its weights are float16 or bfloat16."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(…, d) to the same."""
-        return F.rms_norm(at_least_float32(input), self.normalized_shape, at_least_float32(self.weight), self.eps)

@@ -20,7 +20,7 @@ from ..foundation.bounds import check_integer, check_number
 from ..foundation.errors import CodaError
 from ..foundation.strict_loading import StrictModel
 from ..layout import CodeLayout
-from .full_precision import LayerNorm, Linear, RMSNorm, at_least_float32, without_autocast
+from .full_precision import at_least_float32, call_in_float32, without_autocast
 from .resampling import downsample, prefix_latents, upsample
 from .retrieval import Retrieved, argmax_codes, retrieve
 
@@ -91,20 +91,15 @@ class ResidualQuantizer(StrictModel):
         super().__init__()
         self.layout = CodeLayout(sides, codebook_size)
         d, width = attention_dim or latent_channels, codebook_dim or latent_channels
-        for name, dim in (("latent_channels", latent_channels), ("attention_dim", d), ("codebook_dim", width)):
+        for name, dim in {"latent_channels": latent_channels, "attention_dim": d, "codebook_dim": width}.items():
             check_integer(name, dim, 1, _WIDEST)
-        check_number("entropy_temperature", entropy_temperature, positive=True)
-        for name, weight in (
-            ("beta", beta),
-            ("sample_entropy_weight", sample_entropy_weight),
-            ("batch_entropy_weight", batch_entropy_weight),
-        ):
-            check_number(name, weight)
+        for name in ("beta", "entropy_temperature", "sample_entropy_weight", "batch_entropy_weight"):
+            check_number(name, self.config[name], positive=name == "entropy_temperature")
         self.scale = 1 / math.sqrt(d)
         self.codebook = nn.Embedding(codebook_size, width)
-        self.to_q = Linear(latent_channels, d)
-        self.to_k = Linear(width, d)
-        self.to_v = Linear(width, latent_channels)
+        self.to_q = nn.Linear(latent_channels, d)
+        self.to_k = nn.Linear(width, d)
+        self.to_v = nn.Linear(width, latent_channels)
         self.norm_q, self.norm_k = _norm(norm, d), _norm(norm, d)
 
     @without_autocast
@@ -190,17 +185,18 @@ class ResidualQuantizer(StrictModel):
     @without_autocast
     def queries(self, latents: torch.Tensor) -> torch.Tensor:
         """Queries (N, d) of latents (B, C, h, w), images then rows, scaled by 1/√d."""
-        return self.norm_q(self.to_q(latents.movedim(1, -1).flatten(0, 2))) * self.scale
+        tokens = latents.movedim(1, -1).flatten(0, 2)
+        return call_in_float32(self.norm_q, call_in_float32(self.to_q, tokens)) * self.scale
 
     @without_autocast
     def keys(self) -> torch.Tensor:
         """Keys (K, d) of all codes."""
-        return self.norm_k(self.to_k(self.codebook.weight))
+        return self._keys(self.codebook.weight)
 
     @without_autocast
     def values(self) -> torch.Tensor:
         """Values (K, C) of all codes."""
-        return self.to_v(self.codebook.weight)
+        return call_in_float32(self.to_v, self.codebook.weight)
 
     @without_autocast
     def folded_queries_and_keys(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
@@ -217,8 +213,11 @@ class ResidualQuantizer(StrictModel):
         if isinstance(self.norm_q, nn.RMSNorm):
             to_q = to_q * self.norm_q.weight[:, None]
         # In blocks that fit a core's cache: at K = 65,536 several times faster than all at once.
-        keys = [self.norm_k(self.to_k(block)) @ to_q for block in self.codebook.weight.split(_KEYS_AT_ONCE)]
+        keys = [self._keys(block) @ to_q for block in self.codebook.weight.split(_KEYS_AT_ONCE)]
         return lambda latents: F.pad(latents.movedim(1, -1).flatten(0, 2), (0, 1), value=1.0), torch.cat(keys)
+
+    def _keys(self, codebook: torch.Tensor) -> torch.Tensor:
+        return call_in_float32(self.norm_k, call_in_float32(self.to_k, codebook))
 
     def _levels(
         self,
@@ -254,7 +253,7 @@ def _norm(name: str | None, dim: int) -> nn.Module:
         case None:
             return nn.Identity()
         case "layer_norm":
-            return LayerNorm(dim, eps=1e-5)
+            return nn.LayerNorm(dim, eps=1e-5)
         case "rms_norm":
-            return RMSNorm(dim, eps=1e-5)
+            return nn.RMSNorm(dim, eps=1e-5)
     raise CodaError(f"norm {name!r} is not known; expected none, layer_norm or rms_norm")

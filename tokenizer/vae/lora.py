@@ -7,16 +7,12 @@ weights do not change until `merge_lora` adds the product to them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ..foundation.errors import CodaError
-from ..foundation.strict_loading import check_state_keys
 from .autoencoders import lora_targets
 from .continuous_vae import ContinuousVAE
 
@@ -63,43 +59,6 @@ def add_lora(vae: ContinuousVAE, rank: int, seed: int = 0) -> list[str]:
 def lora_parameters(vae: ContinuousVAE) -> list[torch.Tensor]:
     """Parameters of the LoRA, `down` before `up`, layer by layer; empty if there is none."""
     return [weight for layer in _layers(vae).values() for weight in (_down(layer).weight, _up(layer).weight)]
-
-
-def lora_state(vae: ContinuousVAE) -> dict[str, torch.Tensor]:
-    """The LoRA's tensors: `<layer>.down.weight` and `<layer>.up.weight`, detached, not copied."""
-    layers = _layers(vae).items()
-    down = {f"{name}.down.weight": _down(layer).weight.detach() for name, layer in layers}
-    return down | {f"{name}.up.weight": _up(layer).weight.detach() for name, layer in layers}
-
-
-@torch.no_grad()
-def load_lora_state(vae: ContinuousVAE, state: Mapping[str, torch.Tensor]) -> None:
-    """Copy tensors that `lora_state` gave into a VAE's LoRA of the same rank.
-
-    Raises:
-        CodaError: If tensors are missing, unexpected or misshapen.
-    """
-    own = lora_state(vae)
-    misshapen = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
-    check_state_keys("the LoRA", own.keys() - state.keys(), state.keys() - own.keys(), misshapen)
-    for name, tensor in own.items():
-        tensor.copy_(state[name])
-
-
-@contextmanager
-def lora_disabled(vae: ContinuousVAE) -> Iterator[None]:
-    """Context in which the VAE computes what it did before `add_lora`."""
-    layers = list(_layers(vae).values())
-    trainable = [parameter.requires_grad for parameter in lora_parameters(vae)]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for parameter, flag in zip(lora_parameters(vae), trainable, strict=True):
-            parameter.requires_grad_(flag)  # peft turns it on
 
 
 def merge_lora(vae: ContinuousVAE) -> ContinuousVAE:

@@ -6,8 +6,8 @@ from coda.tokenizer.quantizer.kmeans import initialize_nearest_neighbor, residua
 from coda.tokenizer.quantizer.resampling import downsample, upsample
 
 
-def _left_over(latents: torch.Tensor, sides: tuple[int, ...], codebook: torch.Tensor) -> float:
-    """What nearest-neighbour residual quantization leaves of the latents, root mean square."""
+def _residual(latents: torch.Tensor, sides: tuple[int, ...], codebook: torch.Tensor) -> float:
+    """Root mean square of the residual after nearest-neighbor residual quantization."""
     residual = latents.double()
     for side in sides:
         level = downsample(residual, (side, side)).movedim(1, -1)
@@ -18,10 +18,10 @@ def _left_over(latents: torch.Tensor, sides: tuple[int, ...], codebook: torch.Te
 
 
 def test_clusters_are_found() -> None:
-    centres = torch.randn(8, 4) * 10
-    latents = centres[torch.randint(8, (400,))].reshape(400, 4, 1, 1) + 0.01 * torch.randn(400, 4, 1, 1)
+    centers = torch.randn(8, 4) * 10
+    latents = centers[torch.randint(8, (400,))].reshape(400, 4, 1, 1) + 0.01 * torch.randn(400, 4, 1, 1)
     codebook = residual_kmeans(latents, (1,), 32)
-    assert torch.cdist(centres, codebook).amin(dim=1).max() < 0.05
+    assert torch.cdist(centers, codebook).amin(dim=1).max() < 0.05
 
 
 def test_one_codebook_serves_all_levels_and_levels_help() -> None:
@@ -30,47 +30,43 @@ def test_one_codebook_serves_all_levels_and_levels_help() -> None:
     levels = residual_kmeans(latents, (1, 2, 4), 64)
     assert levels.shape == (64, 4)
     alone = residual_kmeans(latents, (4,), 64)
-    assert _left_over(latents, (1, 2, 4), levels) < 0.8 * _left_over(latents, (4,), alone)
-    assert _left_over(latents, (1, 2, 4), levels) < 0.7 * _left_over(
+    assert _residual(latents, (1, 2, 4), levels) < 0.8 * _residual(latents, (4,), alone)
+    assert _residual(latents, (1, 2, 4), levels) < 0.7 * _residual(
         latents, (1, 2, 4), latents.movedim(1, -1).flatten(0, 2)[:64]
     )
 
 
-def test_no_code_stays_dead_where_there_are_enough_vectors() -> None:
-    # Nine tenths of the vectors are one point: a draw of codes from the data puts most of them there.
+def test_no_code_stays_dead_if_there_are_enough_vectors() -> None:
+    # Nine tenths of the vectors are one point, so most codes start there.
     vectors = torch.cat([torch.zeros(1800, 3), torch.randn(200, 3)])[:, :, None, None]
     codebook = residual_kmeans(vectors, (1,), 32)
     used = torch.cdist(vectors.flatten(1), codebook).argmin(dim=1).unique()
     assert len(used) == 32
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_decides_and_too_few_images_are_refused() -> None:
     latents = torch.randn(64, 4, 2, 2)
-    first, second = (residual_kmeans(latents, (1, 2), 16, seed=3) for _ in range(2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, residual_kmeans(latents, (1, 2), 16, seed=4))
-
-
-def test_too_few_images_are_refused() -> None:
+    first, again, other = (residual_kmeans(latents, (1, 2), 16, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
     with pytest.raises(CodaError, match="2 images give 10 vectors for 16 codes; k-means needs at least 4"):
-        residual_kmeans(torch.randn(2, 4, 2, 2), (1, 2), 16)
+        residual_kmeans(latents[:2], (1, 2), 16)
 
 
 @pytest.mark.parametrize(("norm", "width"), [("rms_norm", 32), ("rms_norm", 17), ("layer_norm", 32)])
-def test_retrieval_starts_as_nearest_neighbour(norm: str, width: int) -> None:
+def test_initial_retrieval_is_nearest_neighbor(norm: str, width: int) -> None:
     codebook, vectors = torch.randn(4096, 16), torch.randn(8000, 16)
     quantizer = ResidualQuantizer(16, 4096, (1,), attention_dim=width, norm=norm)
     initialize_nearest_neighbor(quantizer, codebook, spread=1.0)
     codes = quantizer.encode(vectors[:, :, None, None]).squeeze(1)
     nearest = torch.cdist(vectors.double(), codebook.double()).argmin(dim=1)
     assert (codes == nearest).double().mean() >= (0.999 if norm == "rms_norm" else 0.995)
-    # Where they differ it is by a hair.
+    # Where they differ, the distances are almost equal.
     errors = [(vectors - codebook[found]).square().sum(dim=1).mean() for found in (codes, nearest)]
     assert errors[0] <= errors[1] * 1.00001
     assert torch.equal(quantizer.value_table(), codebook)
 
 
-def test_softness_is_the_spread_of_the_soft_retrieval() -> None:
+def test_softness_is_the_width_of_the_soft_retrieval() -> None:
     codebook = torch.randn(512, 8)
     quantizer = ResidualQuantizer(8, 512, (1,), attention_dim=16, norm="rms_norm")
     vectors = torch.randn(50, 8)
@@ -90,6 +86,6 @@ def test_softness_is_the_spread_of_the_soft_retrieval() -> None:
         ({"norm": "layer_norm", "attention_dim": 9}, "attention width of 10 at least, not 9"),
     ],
 )
-def test_a_quantizer_that_cannot_be_started_is_refused(settings: dict, message: str) -> None:
+def test_a_quantizer_that_cannot_be_initialized_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(CodaError, match=message):
         initialize_nearest_neighbor(ResidualQuantizer(8, 16, (1,), **settings), torch.randn(16, 8))

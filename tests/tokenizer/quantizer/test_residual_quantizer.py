@@ -1,4 +1,4 @@
-"""What users rely on in the quantizer: round trips, partial decoding, independence of the batch, bounded memory."""
+"""The quantizer: round trips, partial decoding, full precision, checks of its inputs and config, bounded memory."""
 
 from __future__ import annotations
 
@@ -30,25 +30,19 @@ def test_decoding_by_level_adds_one_level_at_a_time(quantizer):
     codes = quantizer.encode(torch.randn(2, 6, 8, 8))
     assert torch.equal(quantizer.decode(codes, levels=0), torch.zeros(2, 6, 8, 8))
     altered = codes.clone()
-    altered[:, quantizer.layout.offsets[2] :] = 0  # what later levels say cannot matter
+    altered[:, quantizer.layout.offsets[2] :] = 0  # later levels do not matter
     assert torch.equal(quantizer.decode(codes, levels=2), quantizer.decode(altered, levels=2))
     assert torch.equal(quantizer.decode(codes, levels=4), quantizer.decode(codes))
     with pytest.raises(CodaError, match="levels is 5"):
         quantizer.decode(codes, levels=5)
 
 
-def test_batch_size_changes_no_code(quantizer):
-    latents = torch.randn(5, 6, 8, 8)
-    alone = torch.cat([quantizer.encode(latent[None]) for latent in latents])
-    assert torch.equal(quantizer.encode(latents), alone)
-
-
-def test_non_square_latents_round_trip():
+def test_the_batch_does_not_matter_and_latents_need_not_be_square():
     quantizer = ResidualQuantizer(4, 16, [(1, 1), (2, 3), (4, 6)])
-    latents = torch.randn(2, 4, 4, 6)
+    latents = torch.randn(5, 4, 4, 6)
     codes = quantizer.encode(latents)
-    assert codes.shape == (2, 1 + 6 + 24)
-    assert quantizer.decode(codes).shape == latents.shape
+    assert codes.shape == (5, 1 + 6 + 24) and quantizer.decode(codes).shape == latents.shape
+    assert torch.equal(codes, torch.cat([quantizer.encode(latent[None]) for latent in latents]))
 
 
 def test_a_wider_codebook_than_the_latent():
@@ -102,50 +96,35 @@ def test_latents_that_are_not_finite_are_refused(quantizer, value):
             use(latents)
 
 
-def test_what_cannot_be_codes_or_latents_is_refused(quantizer):
+def test_other_shapes_and_codes_out_of_range_are_refused(quantizer):
     with pytest.raises(CodaError, match="batch is empty"):
         quantizer.encode(torch.randn(0, 6, 8, 8))
     with pytest.raises(CodaError, match=r"expected \(B, 6, h, w\)"):
         quantizer.encode(torch.randn(1, 5, 8, 8))
     with pytest.raises(CodaError, match="codes reach from 0 to 64"):
         quantizer.decode(torch.arange(85)[None].clamp(max=64))
-    with pytest.raises(CodaError, match="rms_norm"):
-        ResidualQuantizer(4, 16, [1, 2], norm="batch_norm")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("latent_channels", 0),
-        ("latent_channels", 10**9),
-        ("latent_channels", "six"),
-        ("codebook_size", 10**12),
-        ("codebook_size", 16.5),
-        ("codebook_size", None),
-        ("sides", 4),
-        ("sides", [[30_000, 30_000]]),
-        ("sides", [1, [2, 3, 4]]),
-        ("sides", [1, "2", 4]),
-        ("sides", [1, float("nan")]),
-        ("sides", [1] * 100_000),
-        ("attention_dim", -1),
-        ("attention_dim", [8]),
-        ("codebook_dim", True),
-        ("norm", ["rms_norm"]),
-        ("entropy_temperature", float("nan")),
-        ("entropy_temperature", 0),
-        ("beta", float("inf")),
-        ("sample_entropy_weight", "1"),
-    ],
-)
+OUT_OF_BOUNDS = {
+    "latent_channels": [0, 10**9, "six"],
+    "codebook_size": [10**12, 16.5, None],
+    "sides": [4, [], [[30_000, 30_000]], [1, [2, 3, 4]], [1, "2", 4], [1, float("nan")], [1] * 100_000, {"1": 2}],
+    "attention_dim": [-1, [8]],
+    "codebook_dim": [True],
+    "norm": [["rms_norm"], "batch_norm"],
+    "entropy_temperature": [float("nan"), 0],
+    "beta": [float("inf"), "1"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in OUT_OF_BOUNDS for value in OUT_OF_BOUNDS[name]])
 def test_a_config_out_of_bounds_is_one_clear_line(quantizer, tmp_path, name, value):
     quantizer.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
-    with pytest.raises(CodaError) as error:
+    with pytest.raises(CodaError, match=f"{name[:4]}|layout") as error:
         ResidualQuantizer.from_pretrained(tmp_path)
-    message = str(error.value)
-    assert "\n" not in message and len(message) < 400 and name.replace("_", " ")[:4] in message.replace("_", " ")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 def test_save_and_load_give_the_same_codes(quantizer, tmp_path):
@@ -169,5 +148,5 @@ step(256, [1, 2], 1)
 
 
 def test_the_published_flux_shape_trains_in_little_memory(mebibytes):
-    """K = 65,536 at 2,240 codes a picture, batch of 4: under 0.6 GB, where a dense step takes some 16 GB."""
+    """K = 65,536, 2,240 codes per image, batch of 4: under 0.6 GB; a dense step takes some 16 GB."""
     assert mebibytes(PREPARE, "step(65536, [1, 2, 3, 4, 6, 9, 13, 18, 24, 32], 4)") < 600

@@ -17,7 +17,7 @@ from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.quantizer import retrieval
 from coda.tokenizer.quantizer.retrieval import argmax_codes, retrieval_backend, retrieve
 
-ALWAYS, NEVER = 1, 10**9  # whether near pairs count as few
+ALWAYS, NEVER = 1, 10**9  # values of _FEW: whether near pairs are kept
 
 
 def dense(q, k, v, temperature):
@@ -82,7 +82,7 @@ def test_equals_dense_autograd_at_4096_codes_and_1000_tokens(monkeypatch, dtype,
     assert_equal_to_dense(leaves, g, (1.0, -1.0), temperature, None, tolerance)
 
 
-def test_near_pairs_are_kept_only_where_they_are_few():
+def test_near_pairs_are_kept_only_if_they_are_few():
     q, k = torch.randn(300, 16) / 4, torch.randn(4096, 16)
     _, tops = retrieval._search(q, k, (128, 512))
     peak = tops.amax(dim=0)[:, None]
@@ -101,16 +101,6 @@ def test_ties_go_to_the_first_code_whatever_the_tile():
         assert int(argmax_codes(q, k, tile)[0].max()) < 6, tile
 
 
-def test_tile_size_changes_nothing():
-    leaves, g = inputs(100, 333, 8, 5)
-    whole = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), 0.05, (100, 333))
-    for tile in [(1, 333), (100, 1), (13, 64), (64, 50)]:
-        codes, found = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), 0.05, tile)
-        assert torch.equal(codes, whole[0])
-        for ours, theirs in zip(found, whole[1], strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-
-
 @pytest.mark.parametrize("temperature", [1e-4, 1e-12])
 def test_extreme_temperature_stays_finite(monkeypatch, temperature):
     monkeypatch.setattr(retrieval, "_FEW", ALWAYS)
@@ -119,31 +109,24 @@ def test_extreme_temperature_stays_finite(monkeypatch, temperature):
     assert all(bool(tensor.isfinite().all()) for tensor in found)
 
 
-def test_the_same_call_gives_the_same_bits():
-    leaves, g = inputs(300, 700, 8, 4, torch.float32)
-    first = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), 0.01)
-    second = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), 0.01)
-    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
-
-
 @pytest.fixture(scope="module")
 def fused():
-    """The fused kernels; on a CPU in Triton's interpreter, which tests/conftest.py has turned on."""
+    """The fused kernels; on a CPU in Triton's interpreter, see tests/conftest.py."""
     pytest.importorskip("triton", reason="Triton is not installed; the fused kernels cannot be tested")
     from coda.tokenizer.quantizer import fused_retrieval
 
     return fused_retrieval
 
 
-SMALL = (16, 32)  # tokens and codes of a block: many blocks in few numbers
+SMALL = (16, 32)  # tokens and codes of a block, for many blocks in small tensors
 
 
 @pytest.mark.parametrize(
     ("n", "k", "d", "c"),
     [
-        (37, 70, 3, 5),  # nothing is a multiple of anything
+        (37, 70, 3, 5),  # no multiples of a block
         (1, 100, 16, 16),  # one token
-        (64, 64, 16, 16),  # everything is
+        (64, 64, 16, 16),  # all multiples of a block
         (16, 1, 4, 4),  # one code
         (5, 2500, 8, 17),  # codes split among programs
     ],
@@ -153,15 +136,6 @@ def test_fused_equals_dense_autograd(fused, n, k, d, c, temperature):
     leaves, g = inputs(n, k, d, c, torch.float32)
     settings = (temperature, fused.Blocks(*SMALL), 1e-4, fused.fused_retrieve)
     assert_equal_to_dense(leaves, g, (0.7, -1.3), *settings)
-
-
-def test_fused_equals_tiled(fused):
-    leaves, g = inputs(70, 300, 16, 4, torch.float32)
-    codes, found = losses_and_gradients(fused.fused_retrieve, leaves, g, (1.0, -1.0), 0.05)
-    expected_codes, expected = losses_and_gradients(retrieve, leaves, g, (1.0, -1.0), 0.05)
-    assert torch.equal(codes, expected_codes)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_fused_on_bfloat16_accumulates_in_float32(fused):
@@ -194,9 +168,11 @@ def test_fused_at_extreme_temperatures_stays_finite(fused, temperature):
     assert found[1].item() == pytest.approx(0.0 if temperature < 1 else math.log(128), abs=1e-3)
 
 
-def test_fused_gives_the_same_bits_again(fused):
+@pytest.mark.parametrize("kernels", [False, True])
+def test_the_same_call_gives_the_same_bits(fused, kernels):
     leaves, g = inputs(33, 2100, 8, 4, torch.float32)
-    first, second = (losses_and_gradients(fused.fused_retrieve, leaves, g, (1.0, -1.0), 0.01) for _ in range(2))
+    function = fused.fused_retrieve if kernels else retrieve
+    first, second = (losses_and_gradients(function, leaves, g, (1.0, -1.0), 0.01) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
 
 
@@ -221,8 +197,8 @@ for kernel in ("_search", "_mean_weights", "_expected", "_grad_queries", "_grad_
 """
 
 
-def test_fused_kernels_compile_to_machine_code_of_a_gpu_that_need_not_be_there(fused, tmp_path):
-    """What the interpreter does not see: types, layouts, and how much shared memory a block takes."""
+def test_fused_kernels_compile_without_a_gpu(fused, tmp_path):
+    """Checks what the interpreter does not: types, layouts and the shared memory of a block."""
     script = tmp_path / "compile_all.py"
     script.write_text(COMPILE_ALL)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -231,7 +207,7 @@ def test_fused_kernels_compile_to_machine_code_of_a_gpu_that_need_not_be_there(f
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 10 and all(cubin == "True" for _, _, cubin, _ in lines)
-    assert all(int(shared) < 48 * 1024 for *_, shared in lines)  # what every GPU of the last decade has
+    assert all(int(shared) < 48 * 1024 for *_, shared in lines)  # as every GPU of the last decade has
 
 
 def test_the_setting_names_the_backend(fused, monkeypatch):
@@ -264,12 +240,3 @@ def test_a_quantizer_with_fused_kernels_finds_the_same(fused, monkeypatch):
         found[backend] = [output.codes, quantizer.encode(latents), output.entropy_loss.detach(), *gradients]
     for tiled, kernels in zip(found["tiled"], found["fused"], strict=True):
         torch.testing.assert_close(kernels, tiled, rtol=1e-4, atol=1e-5)
-
-
-def test_encode_and_decode_compile_into_one_graph_each():
-    quantizer = ResidualQuantizer(8, 600, [1, 2, 4])
-    latents = torch.randn(2, 8, 4, 4)
-    codes = torch.compile(quantizer.encode, fullgraph=True, backend="aot_eager")(latents)
-    assert torch.equal(codes, quantizer.encode(latents))
-    decoded = torch.compile(quantizer.decode, fullgraph=True, backend="aot_eager")(codes)
-    torch.testing.assert_close(decoded, quantizer.decode(codes))

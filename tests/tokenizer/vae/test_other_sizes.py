@@ -1,4 +1,4 @@
-"""A tokenizer on images of other sizes than it was adapted on, and on images too large to go through at once."""
+"""A tokenizer on images of other sizes than it was adapted on, and on large images in tiles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from coda.tokenizer.vae.tiling import in_tiles
 
 @pytest.fixture
 def tokenizer(small_vae: ContinuousVAE) -> CodaTokenizer:
-    """Adapted, so to speak, on 32 × 32 pixels; factor 2."""
+    """For images of 32 × 32 pixels; factor 2."""
     return CodaTokenizer(small_vae, ResidualQuantizer(4, 32, (1, 2, 4, 8, 16), attention_dim=8, norm="rms_norm")).eval()
 
 
@@ -29,12 +29,8 @@ def test_sides_grow_to_any_grid_in_as_many_levels(height: int, width: int) -> No
     assert layout.grid == (height, width) and layout.num_levels == 10 and layout.codebook_size == 64
     heights, widths = zip(*layout.sides, strict=True)
     assert list(heights) == sorted(heights) and list(widths) == sorted(widths)
-
-
-def test_scaled_to_its_own_grid_a_layout_is_the_same_and_at_twice_the_size_twice_as_large() -> None:
     layout = CodeLayout((1, 2, (3, 4), (4, 6)), 64)
-    assert layout.scaled((4, 6)) == layout
-    assert layout.scaled((8, 12)).sides == ((2, 2), (4, 4), (6, 8), (8, 12))
+    assert layout.scaled((4, 6)) == layout and layout.scaled((8, 12)).sides == ((2, 2), (4, 4), (6, 8), (8, 12))
 
 
 def test_every_size_that_the_factor_divides_comes_back(small_autoencoder: Callable[..., Any]) -> None:
@@ -49,8 +45,8 @@ def test_every_size_that_the_factor_divides_comes_back(small_autoencoder: Callab
             assert tokenizer.decode(codes, 2, layout).shape == tokenizer(images).shape == images.shape
 
 
-def test_what_is_decoded_at_another_size_is_what_was_quantized(tokenizer: CodaTokenizer) -> None:
-    """As by a quantizer of the same weights that was made for that size."""
+def test_another_size_is_decoded_as_it_was_quantized(tokenizer: CodaTokenizer) -> None:
+    """As with a quantizer of the same weights made for that size."""
     images = torch.rand(2, 3, 48, 20) * 2 - 1
     sides = tokenizer.layout_for(48, 20).sides
     made_for_it = ResidualQuantizer(4, 32, sides, attention_dim=8, norm="rms_norm")
@@ -70,20 +66,17 @@ def test_encode_and_decode_compile_into_one_graph_each(tokenizer: CodaTokenizer,
     torch.testing.assert_close(decoded, tokenizer.decode(codes))
 
 
-def test_codes_of_another_size_need_their_layout(tokenizer: CodaTokenizer) -> None:
+def test_codes_of_another_size_need_their_layout_and_a_size_that_the_factor_divides(tokenizer: CodaTokenizer) -> None:
     codes = tokenizer.encode(torch.rand(3, 3, 48, 20) * 2 - 1)
     with pytest.raises(CodaError, match="codes have shape"):
         tokenizer.decode(codes)
     assert tokenizer.decode(codes, layout=tokenizer.layout_for(48, 20)).shape == (3, 3, 48, 20)
-
-
-def test_sizes_that_the_factor_does_not_divide_are_refused(tokenizer: CodaTokenizer) -> None:
     with pytest.raises(CodaError, match="33x32; this VAE takes multiples of 2"):
         tokenizer.encode(torch.zeros(1, 3, 33, 32))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 16), st.integers(0, 7), st.sampled_from([1, 2]))
-def test_tiles_of_what_is_local_join_without_a_seam(h: int, w: int, tile: int, overlap: int, scale: int) -> None:
+def test_tiles_of_a_local_function_join_without_a_seam(h: int, w: int, tile: int, overlap: int, scale: int) -> None:
     inputs = torch.randn(2, 3, h, w, dtype=torch.float64)
 
     def work(x: torch.Tensor) -> torch.Tensor:
@@ -94,7 +87,7 @@ def test_tiles_of_what_is_local_join_without_a_seam(h: int, w: int, tile: int, o
     torch.testing.assert_close(found, inputs.repeat_interleave(scale, -1).repeat_interleave(scale, -2) ** 2)
 
 
-def test_tiling_changes_little_and_nothing_where_one_tile_covers_all(tokenizer: CodaTokenizer) -> None:
+def test_tiling_changes_little_and_nothing_in_a_single_tile(tokenizer: CodaTokenizer) -> None:
     images = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 16) * 2 - 1, size=(96, 128), mode="bilinear")
     with torch.no_grad():
         whole = tokenizer.vae.encode(images)
@@ -110,13 +103,7 @@ def test_tiling_changes_little_and_nothing_where_one_tile_covers_all(tokenizer: 
 
 
 @pytest.mark.parametrize(
-    ("tile", "overlap", "words"),
-    [
-        (63, 8, "multiples of the VAE's factor, 2"),
-        (64, 64, "smaller than the tile"),
-        (64, 7, "multiples"),
-        (0, 0, "mult"),
-    ],
+    ("tile", "overlap", "words"), [(63, 8, "multiples of"), (64, 64, "smaller than"), (64, 7, "multi"), (0, 0, "multi")]
 )
 def test_tiles_that_do_not_fit_are_refused(tokenizer: CodaTokenizer, tile: int, overlap: int, words: str) -> None:
     with pytest.raises(CodaError, match=words):
@@ -128,13 +115,13 @@ from coda.tokenizer import CodaTokenizer, ResidualQuantizer, load_vae
 from coda.tokenizer.images import decode_image, to_unit
 
 vae = load_vae(sys.argv[1])
-photograph = sorted(Path(sys.argv[2]).rglob("*.*"))[0]
+path = sorted(Path(sys.argv[2]).rglob("*.*"))[0]
 sides = [1, 2, 3, 4, 6, 9, 13, 18, 24, 32]
 tokenizer = CodaTokenizer(vae, ResidualQuantizer(vae.latent_channels, 4096, sides, attention_dim=32)).eval()
 tokenizer(torch.zeros(1, 3, 64, 64))
 if sys.argv[3] == "tiled":
     tokenizer.enable_tiling()
-images = torch.nn.functional.interpolate(to_unit(decode_image(photograph.read_bytes(), (256, 256)))[None],
+images = torch.nn.functional.interpolate(to_unit(decode_image(path.read_bytes(), (256, 256)))[None],
                                          size=(768, 1024), mode="bicubic").clamp(-1, 1)
 """
 
@@ -144,7 +131,7 @@ assert restored.shape == images.shape
 """
 
 
-def test_a_large_photograph_takes_little_memory_and_less_in_tiles(
+def test_a_large_image_takes_little_memory_and_less_in_tiles(
     shared_data: Path, mebibytes: Callable[..., float]
 ) -> None:
     places = shared_data / "taef2", shared_data / "imagenet-sample-256"
