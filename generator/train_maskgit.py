@@ -103,8 +103,7 @@ def _train(
     if (checkpoint := directory.latest()) is not None:
         start = checkpoint.step
         optimizer.load_state_tensors("generator", checkpoint.tensors, updates=start)
-    if accelerator.is_main_process:
-        directory.forget_log_after(start)
+    directory.forget_log_after(start)
 
     process, processes = rank_and_world_size()
     local = settings.batch_size // processes
@@ -129,15 +128,13 @@ def _train(
             if done % LOG_EVERY == 0 or done == settings.steps:
                 figures = {"loss": check_finite(output.loss, done)}
                 bar.advance(0, **figures)
-                if accelerator.is_main_process:
-                    levels = {f"loss_level_{i}": loss for i, loss in enumerate(output.level_losses.tolist())}
-                    directory.log(done, **figures, **levels, gradient=float(gradient), lr=lr)
-            if accelerator.is_main_process and done % checkpoint_every == 0 and done < settings.steps:
+                levels = {f"loss_level_{i}": loss for i, loss in enumerate(output.level_losses.tolist())}
+                directory.log(done, **figures, **levels, gradient=float(gradient), lr=lr)
+            if done % checkpoint_every == 0 and done < settings.steps:
                 directory.save(done, optimizer.state_tensors("generator"))
 
-    if accelerator.is_main_process:
-        optimizer.use_average()
-        directory.finish(lambda folder: _write(folder, transformer, settings.mask_law))
+    optimizer.use_average()
+    directory.finish(lambda folder: _write(folder, transformer, settings.mask_law))
     accelerator.wait_for_everyone()
 
 

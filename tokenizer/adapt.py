@@ -119,10 +119,9 @@ def _train(
         config = tokenizer.vae.config
         directory.save(done, tensors, {"shift": config["shift"], "scale": config["scale"]})
 
-    if accelerator.is_main_process:
-        directory.forget_log_after(start)
-        if checkpoint is None:
-            save(0)  # k-means need not run again
+    directory.forget_log_after(start)
+    if checkpoint is None:
+        save(0)  # k-means need not run again
 
     batches = training_batches(
         source, settings.size, settings.batch_size, settings.seed, start, settings.steps, workers=run.workers,
@@ -158,17 +157,15 @@ def _train(
                     "codes": output.codes.unique().numel(),  # different ones in this batch
                 }
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], codes=figures["codes"])
-                if accelerator.is_main_process:
-                    directory.log(done, **figures, **gan_log, gradient=float(gradient), lr=lr, skipped=skipped)
-            if accelerator.is_main_process and done % checkpoint_every == 0 and done < settings.steps:
+                directory.log(done, **figures, **gan_log, gradient=float(gradient), lr=lr, skipped=skipped)
+            if done % checkpoint_every == 0 and done < settings.steps:
                 save(done)
     if skipped:
         log_info(f"{skipped:,} images could not be read and were replaced by others")
 
-    if accelerator.is_main_process:
-        optimizer.use_average()
-        tokenizer.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        directory.finish(lambda folder: _write(folder, tokenizer, settings))
+    optimizer.use_average()
+    tokenizer.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    directory.finish(lambda folder: _write(folder, tokenizer, settings))
     accelerator.wait_for_everyone()
 
 

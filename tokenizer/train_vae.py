@@ -91,8 +91,7 @@ def _train(
     if (checkpoint := directory.latest()) is not None:
         start = checkpoint.step
         optimizer.load_state_tensors("vae", checkpoint.tensors, updates=start)
-    if accelerator.is_main_process:
-        directory.forget_log_after(start)
+    directory.forget_log_after(start)
 
     batches = training_batches(
         source, settings.size, settings.batch_size, settings.seed, start, settings.steps,
@@ -116,17 +115,15 @@ def _train(
             if done % LOG_EVERY == 0 or done == settings.steps:
                 figures = {"loss": check_finite(loss, done), **reconstruction.figures(), "kl": float(kl.detach())}
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"])
-                if accelerator.is_main_process:
-                    directory.log(done, **figures, gradient=float(gradient), lr=lr, skipped=skipped)
-            if accelerator.is_main_process and done % checkpoint_every == 0 and done < settings.steps:
+                directory.log(done, **figures, gradient=float(gradient), lr=lr, skipped=skipped)
+            if done % checkpoint_every == 0 and done < settings.steps:
                 directory.save(done, optimizer.state_tensors("vae"))
     if skipped:
         log_info(f"{skipped:,} images could not be read and were replaced by others")
 
-    if accelerator.is_main_process:
-        optimizer.use_average()
-        vae.eval().requires_grad_(False)
-        directory.finish(lambda folder: _write(folder, vae, source, settings, run))
+    optimizer.use_average()
+    vae.eval().requires_grad_(False)
+    directory.finish(lambda folder: _write(folder, vae, source, settings, run))
     accelerator.wait_for_everyone()
 
 

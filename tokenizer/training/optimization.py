@@ -68,10 +68,9 @@ def start_accelerator(device: str = "auto", dtype: str = "auto") -> Accelerator:
 def open_run_directory(
     accelerator: Accelerator, out: str | Path, kind: str, record: dict[str, Any], overwrite: bool
 ) -> RunDirectory:
-    """The run directory, made by the main process; `record` is everything that changes the result but the precision."""
-    record = {**record, "precision": accelerator.mixed_precision}
+    """The run directory; `record` is everything that changes the result, apart from the precision."""
     with accelerator.main_process_first():
-        return RunDirectory(out, kind, record, overwrite=overwrite and accelerator.is_main_process)
+        return RunDirectory(out, kind, {**record, "precision": accelerator.mixed_precision}, overwrite)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str = "cosine", floor: float = 0.0) -> float:

@@ -50,7 +50,7 @@ class Checkpoint:
 class RunDirectory:
     """One training's directory, held until the training is finished.
 
-    Of several processes of a launcher the first must come first.
+    Of several launched processes the first must come first, and only it writes.
 
     Args:
         out: The directory, or a link to it; made if it does not exist.
@@ -72,9 +72,10 @@ class RunDirectory:
         self.kind = kind
         self.settings = json.loads(json.dumps(settings))  # as they will read back: tuples become lists
         rank, world_size = rank_and_world_size()
+        self._is_main = rank == 0
         self._lock = DirectoryLock(self.path, shared=rank > 0, reentrant=True, name=out)
         try:
-            self.complete = self._check(overwrite and rank == 0)
+            self.complete = self._check(overwrite and self._is_main)
             if not self.complete and not self._manifest.exists():
                 write_json(self._manifest, self._description(complete=False))
         except BaseException:
@@ -142,6 +143,8 @@ class RunDirectory:
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any] | None = None) -> None:
         """Checkpoint after `step` steps; older checkpoints are removed once this one is whole."""
+        if not self._is_main:
+            return
         final = self._checkpoints / f"step-{step:08d}"
         partial = self._checkpoints / f".{final.name}.partial"
         remove(partial)
@@ -158,13 +161,14 @@ class RunDirectory:
 
     def log(self, step: int, **scalars: float) -> None:
         """Add a line to `log.jsonl`; what a resumed run repeats replaces what was there."""
-        with open(self.path / "log.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        if self._is_main:
+            with open(self.path / "log.jsonl", "a") as file:
+                file.write(json.dumps({"step": step, **scalars}) + "\n")
 
     def forget_log_after(self, step: int) -> None:
         """Drop the lines that a run resumed at `step` will write again."""
         log = self.path / "log.jsonl"
-        if log.exists():
+        if self._is_main and log.exists():
             whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
             kept = [line for line in whole if json.loads(line)["step"] <= step]
             write_bytes(log, "".join(kept).encode())
@@ -174,18 +178,19 @@ class RunDirectory:
 
         All of it is on the disk before the run says so and its checkpoints go.
         """
-        aside = self.path / ".result.partial"
-        remove(aside)
-        aside.mkdir(parents=True)
-        write(aside)
-        finish_directory(aside)
-        for item in sorted(aside.iterdir()):
-            remove(self.path / item.name)
-            item.replace(self.path / item.name)
-        aside.rmdir()
-        flush(self.path)
-        write_json(self._manifest, self._description(complete=True))
-        remove(self._checkpoints)
+        if self._is_main:
+            aside = self.path / ".result.partial"
+            remove(aside)
+            aside.mkdir(parents=True)
+            write(aside)
+            finish_directory(aside)
+            for item in sorted(aside.iterdir()):
+                remove(self.path / item.name)
+                item.replace(self.path / item.name)
+            aside.rmdir()
+            flush(self.path)
+            write_json(self._manifest, self._description(complete=True))
+            remove(self._checkpoints)
         self.complete = True
         self._lock.close()
         return self.path
