@@ -36,6 +36,7 @@ from coda.tokenizer.images import (
     open_images,
     to_unit,
 )
+from coda.tokenizer.settings import RunOptions, TokenizeSettings
 from coda.tokenizer.tokenize_dataset import encode_variants
 from coda.tokenizer.training.optimization import start_accelerator
 from coda.tokenizer.training.run_directory import RunDirectory
@@ -103,12 +104,9 @@ def tokenizing_speed(
                 tokenizer,
                 images,
                 Path(aside, name),
-                batch_size=batch_size,
-                workers=workers,
-                shard_size=len(source) // 8 or 1,  # two shards in the quarter: one is held in memory at a time
-                device=device,
-                dtype=dtype,
-                overwrite=True,
+                # Two shards in the quarter: one is held in memory at a time.
+                TokenizeSettings(batch_size=batch_size, shard_size=len(source) // 8 or 1),
+                RunOptions(workers=workers, device=device, dtype=dtype, overwrite=True),
             )
 
         # Tokenizing comes after everything that it uses is warmed up, so that only its own memory is measured.

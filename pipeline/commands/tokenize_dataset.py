@@ -30,9 +30,9 @@ def tokenize_dataset(
         coda tokenize-dataset --data "train-{000..255}.tar" --part 2/4 --out runs/cache-2 --workers 8
         torchrun --nproc-per-node 8 --no-python coda tokenize-dataset --data photos --workers 4
     """
-    options = {name: value for name, value in vars(run).items() if name != "checkpoint_every"}
-    summary = library.tokenize_dataset(tokenizer, data, out, **vars(settings), **options)
+    summary = library.tokenize_dataset(tokenizer, data, out, settings, run)
     left_out = len(summary.skipped)
     items = f"{summary.images + left_out:,} items, {left_out:,} of them broken and left out"
+    labels = f"{summary.num_classes:,} classes" if summary.num_classes else "no labels"
     speed = f"{summary.images_per_second:,.1f} images/s" if summary.encoded else "all encoded before"
-    return f"Made a code cache of {summary.images:,} images in {summary.path}: {items}; {speed}"
+    return f"Made a code cache of {summary.images:,} images in {summary.path}: {items}; {labels}; {speed}"

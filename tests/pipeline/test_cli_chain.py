@@ -50,7 +50,10 @@ def test_the_whole_chain(
     assert (status, lines) == (0, ["Made a tokenizer in runs/tokenizer"]), err
 
     status, lines, err = said(capsys, "tokenize-dataset", *data)
-    made = r"Made a code cache of 15 images in runs/cache: 16 items, 1 of them broken and left out; [\d.,]+ images/s"
+    made = (
+        r"Made a code cache of 15 images in runs/cache: 16 items, 1 of them broken and left out; "
+        r"\d+ classes; [\d.,]+ images/s"
+    )
     assert status == 0 and re.fullmatch(made, "\n".join(lines))
     assert said(capsys, "tokenize-dataset", *data)[1][0].endswith("; all encoded before")
     assert "7.png" in err  # by name

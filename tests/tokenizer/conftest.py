@@ -14,9 +14,20 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from coda.tokenizer import tokenize_dataset
 from coda.tokenizer.images import ImageSource
+from coda.tokenizer.settings import RunOptions, TokenizeSettings
+from coda.tokenizer.tokenize_dataset import TokenizeSummary
 from coda.tokenizer.vae.autoencoders import from_config
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
+
+
+def tokenize(tokenizer: Any, data: Any, out: Any, **settings: Any) -> TokenizeSummary:
+    """`tokenize_dataset` with fields of its settings and of its run options by name."""
+    return tokenize_dataset(
+        tokenizer, data, out, TokenizeSettings.from_mapping(settings), RunOptions.from_mapping(settings)
+    )
+
 
 _BLOCKS = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,

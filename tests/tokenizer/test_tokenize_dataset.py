@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer, merge_caches, tokenize_dataset
+from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer, merge_caches
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images import decode_image, open_images, to_unit
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
+
+from .conftest import tokenize
 
 COUNT, BAD = 26, (4, 12, 13, 14, 15)
 
@@ -45,7 +47,8 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_the_cache_holds_the_codes_of_every_readable_image(
     tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
 ) -> None:
-    summary = tokenize_dataset(tokenizer, photographs, tmp_path / "cache", batch_size=4, shard_size=8)
+    summary = tokenize(tokenizer, photographs, tmp_path / "cache", batch_size=4, shard_size=8)
+    assert summary.num_classes == 2
     cache, source = CodeCache(summary.path), open_images(photographs)
     kept = [i for i in range(COUNT) if i not in BAD]
     assert len(cache) == summary.images == summary.encoded == len(kept)
@@ -63,7 +66,7 @@ def test_the_cache_holds_the_codes_of_every_readable_image(
 def test_the_manifest_says_all_that_a_generator_and_a_reader_need(
     tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
 ) -> None:
-    manifest = CodeCache(tokenize_dataset(tokenizer, photographs, tmp_path / "cache").path).manifest
+    manifest = CodeCache(tokenize(tokenizer, photographs, tmp_path / "cache").path).manifest
     assert manifest["tokenizer_fingerprint"] == tokenizer.fingerprint
     assert manifest["layout"] == tokenizer.layout.to_json() and manifest["codes"] == "uint16"
     assert manifest["tokenizer"]["shift"] == [0.1] and manifest["tokenizer"]["scale"] == [0.4]
@@ -76,12 +79,12 @@ def test_the_manifest_says_all_that_a_generator_and_a_reader_need(
 def test_mirrored_variants_are_encoded_from_mirrored_pixels(
     tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
 ) -> None:
-    both = CodeCache(tokenize_dataset(tokenizer, photographs, tmp_path / "both", flip=True, batch_size=5).path)
-    plain = CodeCache(tokenize_dataset(tokenizer, photographs, tmp_path / "plain", batch_size=5).path)
+    both = CodeCache(tokenize(tokenizer, photographs, tmp_path / "both", flip=True, batch_size=5).path)
+    plain = CodeCache(tokenize(tokenizer, photographs, tmp_path / "plain", batch_size=5).path)
     for file in photographs.glob("*/*.png"):
         if file.stat().st_size > 60:
             Image.open(file).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file)
-    mirrored = CodeCache(tokenize_dataset(tokenizer, photographs, tmp_path / "mirrored", batch_size=5).path)
+    mirrored = CodeCache(tokenize(tokenizer, photographs, tmp_path / "mirrored", batch_size=5).path)
     assert len(both) == 2 * len(plain)
     assert torch.equal(both.batch(range(0, len(both), 2))[0], plain.batch(range(len(plain)))[0])
     assert torch.equal(both.batch(range(1, len(both), 2))[0], mirrored.batch(range(len(plain)))[0])
@@ -93,16 +96,16 @@ def test_what_only_changes_the_speed_changes_no_byte(
     tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     settings = {"batch_size": 4, "shard_size": 6}
-    one = tokenize_dataset(tokenizer, photographs, tmp_path / "one", **settings)
-    two = tokenize_dataset(tokenizer, photographs, tmp_path / "two", **settings, **changes)
+    one = tokenize(tokenizer, photographs, tmp_path / "one", **settings)
+    two = tokenize(tokenizer, photographs, tmp_path / "two", **settings, **changes)
     assert content(one.path) == content(two.path)
 
 
 def test_bfloat16_is_another_cache(tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path) -> None:
-    tokenize_dataset(tokenizer, photographs, tmp_path / "cache", dtype="bfloat16")
+    tokenize(tokenizer, photographs, tmp_path / "cache", dtype="bfloat16")
     assert CodeCache(tmp_path / "cache").manifest["preprocessing"]["precision"] == "bfloat16"
     with pytest.raises(CodaError, match=r"preprocessing\.precision bfloat16 there, float32 here"):
-        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", dtype="float32")
+        tokenize(tokenizer, photographs, tmp_path / "cache", dtype="float32")
 
 
 @pytest.mark.parametrize("count", [3, 9])  # of nine, one has no readable image
@@ -110,10 +113,10 @@ def test_parts_joined_are_the_bytes_of_one_run(
     tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path, count: int
 ) -> None:
     settings = {"batch_size": 2, "shard_size": 3}
-    whole = tokenize_dataset(tokenizer, photographs, tmp_path / "whole", **settings)
+    whole = tokenize(tokenizer, photographs, tmp_path / "whole", **settings)
     parts = [tmp_path / f"part-{i}" for i in range(1, count + 1)]
     for i, part in enumerate(parts, 1):
-        tokenize_dataset(tokenizer, photographs, part, part=f"{i}/{count}", **settings)
+        tokenize(tokenizer, photographs, part, part=f"{i}/{count}", **settings)
     assert content(merge_caches(parts, tmp_path / "merged").path) == content(whole.path)
 
 
@@ -121,14 +124,14 @@ def test_strict_and_max_skipped_stop_and_what_was_done_counts(
     tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
 ) -> None:
     settings = {"batch_size": 3, "shard_size": 100}
-    whole = tokenize_dataset(tokenizer, photographs, tmp_path / "whole", **settings)
+    whole = tokenize(tokenizer, photographs, tmp_path / "whole", **settings)
     with pytest.raises(CodaError, match=r"^ant/04\.png in .* is empty$"):
-        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", strict=True, **settings)
+        tokenize(tokenizer, photographs, tmp_path / "cache", strict=True, **settings)
     with pytest.raises(CodaError, match=r"^bee/14\.png in .* is empty; 3 others were left out already"):
-        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", max_skipped=3, **settings)
+        tokenize(tokenizer, photographs, tmp_path / "cache", max_skipped=3, **settings)
     with pytest.raises(CodaError, match=r"^ant/04\.png in .* is empty$"):  # left out by the run before
-        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", strict=True, **settings)
-    rest = tokenize_dataset(tokenizer, photographs, tmp_path / "cache", max_skipped=len(BAD), **settings)
+        tokenize(tokenizer, photographs, tmp_path / "cache", strict=True, **settings)
+    rest = tokenize(tokenizer, photographs, tmp_path / "cache", max_skipped=len(BAD), **settings)
     assert content(rest.path) == content(whole.path)
     assert rest.encoded < whole.encoded == rest.images
 
@@ -137,56 +140,51 @@ def test_a_full_disk_ends_the_run_and_costs_nothing_but_time(
     tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
 ) -> None:
     settings = {"batch_size": 3, "flip": True}
-    whole = tokenize_dataset(tokenizer, photographs, tmp_path / "whole", **settings)
+    whole = tokenize(tokenizer, photographs, tmp_path / "whole", **settings)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5500, limits[1]))  # room for the value table, not for the shard
     try:
         with pytest.raises(OSError, match=r"cannot be written|too large"):
-            tokenize_dataset(tokenizer, photographs, tmp_path / "cache", **settings)
+            tokenize(tokenizer, photographs, tmp_path / "cache", **settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    rest = tokenize_dataset(tokenizer, photographs, tmp_path / "cache", **settings)
+    rest = tokenize(tokenizer, photographs, tmp_path / "cache", **settings)
     assert content(rest.path) == content(whole.path)
 
 
 def test_a_finished_run_given_again_does_nothing(tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path) -> None:
-    first = tokenize_dataset(tokenizer, photographs, tmp_path / "cache")
+    first = tokenize(tokenizer, photographs, tmp_path / "cache")
     before = content(first.path)
-    again = tokenize_dataset(tokenizer, photographs, tmp_path / "cache")
+    again = tokenize(tokenizer, photographs, tmp_path / "cache")
     assert (again.encoded, again.images, again.skipped) == (0, first.images, first.skipped)
     assert content(first.path) == before
-    anew = tokenize_dataset(tokenizer, photographs, tmp_path / "cache", overwrite=True)
+    anew = tokenize(tokenizer, photographs, tmp_path / "cache", overwrite=True)
     assert anew.encoded == first.encoded and content(anew.path) == before
 
 
 def test_another_tokenizer_or_data_set_is_refused_with_what_differs(
     tokenizer: CodaTokenizer, small_vae: ContinuousVAE, photographs: Path, tmp_path: Path
 ) -> None:
-    tokenize_dataset(tokenizer, photographs, tmp_path / "cache")
+    tokenize(tokenizer, photographs, tmp_path / "cache")
     torch.manual_seed(9)
     other = CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 3, 8]))
     with pytest.raises(CodaError, match=r"tokenizer_fingerprint .* there, .* here"):
-        tokenize_dataset(other, photographs, tmp_path / "cache")
+        tokenize(other, photographs, tmp_path / "cache")
     with pytest.raises(CodaError, match=r"source\.items 26 there, 20 here"):
-        tokenize_dataset(tokenizer, f"{photographs}[:20]", tmp_path / "cache")
+        tokenize(tokenizer, f"{photographs}[:20]", tmp_path / "cache")
     with pytest.raises(CodaError, match="variants"):
-        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", flip=True)
+        tokenize(tokenizer, photographs, tmp_path / "cache", flip=True)
     with pytest.raises(CodaError, match="part null there"):
-        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", part="1/1")
+        tokenize(tokenizer, photographs, tmp_path / "cache", part="1/1")
     shutil.rmtree(photographs / "ant")
     with pytest.raises(CodaError, match=r"source\.fingerprint"):
-        tokenize_dataset(tokenizer, photographs, tmp_path / "cache")
+        tokenize(tokenizer, photographs, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"size": 32}, "size 32 does not fit the tokenizer, which takes images of 16x16"),
-        ({"part": "0/4"}, "the second of four parts is 2/4"),
-        ({"part": "5/4"}, "the second of four parts is 2/4"),
-        ({"part": "half"}, "the second of four parts is 2/4"),
-        ({"batch_size": 0}, "must be at least 1"),
-        ({"shard_size": 0}, "must be at least 1"),
         ({"data": "/nothing/here"}, "does not exist"),
         ({"tokenizer": "/nothing/here"}, "/nothing/here"),
         ({"device": "abacus"}, "abacus"),
@@ -197,7 +195,7 @@ def test_mistakes_are_told_before_anything_is_written(
     tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CodaError, match=message):
-        tokenize_dataset(**{"tokenizer": tokenizer, "data": photographs, "out": tmp_path / "cache"} | changes)
+        tokenize(**{"tokenizer": tokenizer, "data": photographs, "out": tmp_path / "cache"} | changes)
     assert not (tmp_path / "cache").exists()
 
 
@@ -206,10 +204,10 @@ def test_nothing_but_broken_items_makes_no_cache(tokenizer: CodaTokenizer, tmp_p
     for i in range(3):
         (tmp_path / "photographs" / f"{i}.jpg").write_bytes(b"")
     with pytest.raises(CodaError, match=r"none of 3 items can be read; the first, 0\.jpg, is empty"):
-        tokenize_dataset(tokenizer, tmp_path / "photographs", tmp_path / "cache")
+        tokenize(tokenizer, tmp_path / "photographs", tmp_path / "cache")
     with pytest.raises(CodaError, match="unfinished"):
         CodeCache(tmp_path / "cache")
-    part = tokenize_dataset(tokenizer, tmp_path / "photographs", tmp_path / "part", part="1/1")
+    part = tokenize(tokenizer, tmp_path / "photographs", tmp_path / "part", part="1/1")
     assert (part.images, len(part.skipped)) == (0, 3)
     with pytest.raises(CodaError, match="none of 3 items can be read"):
         merge_caches([part.path], tmp_path / "merged")
@@ -221,7 +219,7 @@ def test_real_photographs_go_through_from_every_kind_of_source(
     tokenizer = CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 4, 32])).eval()  # 64 × 64 pixels
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     table, archive, folder = (
-        tokenize_dataset(tmp_path / "tokenizer", f"{shared_data}/{data}", tmp_path / name, batch_size=8)
+        tokenize(tmp_path / "tokenizer", f"{shared_data}/{data}", tmp_path / name, batch_size=8)
         for name, data in [
             ("table", "tiny-imagenet/train-00000.parquet[:16]"),
             ("archive", "tiny-imagenet/webdataset-00000.tar[:16]"),

@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer, tokenize_dataset
+from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
+
+from .conftest import tokenize
 
 OddItems = dict[str, tuple[bytes, Image.Image | str]]
 
@@ -34,7 +36,7 @@ def expected(tokenizer: CodaTokenizer, odd_items: OddItems, tmp_path: Path) -> C
     for name, (_, inside) in odd_items.items():
         if isinstance(inside, Image.Image):
             inside.convert("RGB").save(tmp_path / "plain" / f"{name}.png")
-    return CodeCache(tokenize_dataset(tokenizer, tmp_path / "plain", tmp_path / "expected", batch_size=1).path)
+    return CodeCache(tokenize(tokenizer, tmp_path / "plain", tmp_path / "expected", batch_size=1).path)
 
 
 def save_folder(items: OddItems, place: Path) -> str:
@@ -69,7 +71,7 @@ def test_odd_items_are_read_right_or_left_out_with_the_reason(
     tmp_path: Path,
     save: Callable[[OddItems, Path], str],
 ) -> None:
-    summary = tokenize_dataset(tokenizer, save(odd_items, tmp_path / "odd"), tmp_path / "cache", batch_size=1)
+    summary = tokenize(tokenizer, save(odd_items, tmp_path / "odd"), tmp_path / "cache", batch_size=1)
     cache = CodeCache(summary.path)
     good = [name for name, (_, inside) in odd_items.items() if isinstance(inside, Image.Image)]
     assert summary.images == len(good) and summary.images + len(summary.skipped) == len(odd_items)
@@ -101,7 +103,7 @@ def test_members_of_an_archive_that_are_no_pictures_and_its_lost_end_are_counted
             member.size = len(good)
             tar.addfile(member, io.BytesIO(good))
     archive.write_bytes(archive.read_bytes()[: last + tarfile.BLOCKSIZE + 50])
-    summary = tokenize_dataset(tokenizer, archive, tmp_path / "cache")
+    summary = tokenize(tokenizer, archive, tmp_path / "cache")
     assert {item.key: item.reason for item in summary.skipped} == {
         "x.tar/link.png": f"is a link to {secret}",
         "x.tar/hard.png": f"is a link to {secret}",
@@ -117,7 +119,7 @@ def test_rows_without_bytes_are_counted(tokenizer: CodaTokenizer, odd_items: Odd
     images = [{"bytes": None, "path": "a.png"}, {"bytes": good, "path": "b.png"}, None]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     pq.write_table(pa.table({"image": pa.array(images, kind), "label": [4, 5, 6]}), tmp_path / "x.parquet")
-    summary = tokenize_dataset(tokenizer, tmp_path / "x.parquet", tmp_path / "cache")
+    summary = tokenize(tokenizer, tmp_path / "x.parquet", tmp_path / "cache")
     assert {item.index: item.reason for item in summary.skipped} == dict.fromkeys((0, 2), "the row has no bytes")
     assert CodeCache(summary.path).labels.tolist() == [5]
 
@@ -127,7 +129,7 @@ def test_a_bad_item_more_than_are_allowed_stops_the_run(
 ) -> None:
     data = save_folder(odd_items, tmp_path / "odd")
     with pytest.raises(CodaError, match=r"^01-truncated\.jpg in .*odd cannot be decoded"):
-        tokenize_dataset(tokenizer, data, tmp_path / "strict", strict=True)
+        tokenize(tokenizer, data, tmp_path / "strict", strict=True)
     with pytest.raises(CodaError, match=r"^11-cut\.png in .*; 4 others were left out already"):
-        tokenize_dataset(tokenizer, data, tmp_path / "four", max_skipped=4)
-    assert len(tokenize_dataset(tokenizer, data, tmp_path / "five", max_skipped=5).skipped) == 5
+        tokenize(tokenizer, data, tmp_path / "four", max_skipped=4)
+    assert len(tokenize(tokenizer, data, tmp_path / "five", max_skipped=5).skipped) == 5

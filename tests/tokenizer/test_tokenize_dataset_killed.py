@@ -17,10 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
-from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer, tokenize_dataset
+from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer
 from coda.tokenizer.code_cache import writer
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
+
+from .conftest import tokenize as tokenize_dataset
 
 KILLS = 30
 Work = Callable[..., object]

@@ -38,7 +38,7 @@ def manifest_header(
     variants: Sequence[str],
     preprocessing: Mapping[str, Any],
     shard_size: int,
-    part: tuple[int, int] | None,
+    part: Sequence[int] | None,
 ) -> dict[str, Any]:
     """Everything that decides which bytes a cache holds: the part of its manifest that is known before the first image.
 
@@ -49,7 +49,12 @@ def manifest_header(
         preprocessing: How images became pixels of the tokenizer's size.
         shard_size: Items per shard.
         part: (i, n) for the i-th of n parts; None for all.
+
+    Raises:
+        CodaError: If there are more classes than a cache may have.
     """
+    if source.num_classes > MAX_CLASSES:
+        raise CodaError(f"{source.num_classes:,} classes are too many: a code cache has at most {MAX_CLASSES:,}")
     described = tokenizer.describe()
     return {
         "format": FORMAT,

@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from coda.tokenizer import CodaError, CodaTokenizer, CodeCache, ResidualQuantizer, tokenize_dataset
+from coda.tokenizer import CodaError, CodaTokenizer, CodeCache, ResidualQuantizer
 from coda.tokenizer.code_cache.format import TEN_CROP, VARIANTS
 from coda.tokenizer.code_cache.variants import each_variant, size_for, variant_names
 from coda.tokenizer.images import decode_image, to_unit
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
+
+from ..conftest import tokenize
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def test_llamagen_crops_out_of_a_picture_a_tenth_larger() -> None:
 def test_ten_crops_are_encoded_from_the_cropped_pixels(
     tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
 ) -> None:
-    cache = CodeCache(tokenize_dataset(tokenizer, photographs, tmp_path / "cache", ten_crop=True, batch_size=2).path)
+    cache = CodeCache(tokenize(tokenizer, photographs, tmp_path / "cache", ten_crop=True, batch_size=2).path)
     assert cache.manifest["variants"] == list(TEN_CROP) and len(cache) == 30 and cache.num_images == 3
     assert cache.manifest["preprocessing"]["crop"] == "ten of a center crop of 44x44"
     assert cache.manifest["preprocessing"]["size"] == [40, 40]
@@ -63,6 +65,6 @@ def test_ten_crops_are_encoded_from_the_cropped_pixels(
 
 def test_mirrored_and_ten_crops_exclude_each_other(tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path) -> None:
     with pytest.raises(CodaError, match="half of the ten crops are mirrored already"):
-        tokenize_dataset(tokenizer, photographs, tmp_path / "cache", flip=True, ten_crop=True)
+        tokenize(tokenizer, photographs, tmp_path / "cache", flip=True, ten_crop=True)
     assert not (tmp_path / "cache").exists()
     assert variant_names(flip=False, ten_crop=False) == ("original",)
