@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from coda.tokenizer.foundation.bounds import check_number
 from coda.tokenizer.foundation.errors import CodaError
-from coda.tokenizer.foundation.settings import Choices, Fraction, Weight, check_value, kind_of
 from coda.tokenizer.layout import CodeLayout
 
 from .sampling import ORDERS, Hook, Predict, sample_codes
@@ -48,15 +48,19 @@ class MaskGitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
         guidance_schedule: str = "constant",
         guidance_interval: Sequence[float] = (0.0, 1.0),
     ) -> None:
-        check_value("order", order, kind_of(Annotated[str, Choices(ORDERS)]))
-        check_value("temperature", temperature, kind_of(Weight))
-        check_value("confidence_noise", confidence_noise, kind_of(Weight))
-        check_value("mask_schedule", mask_schedule, kind_of(Annotated[str, Choices(MASK_SCHEDULES)]))
-        check_value("guidance_scale", guidance_scale, kind_of(float))
-        check_value("guidance_schedule", guidance_schedule, kind_of(Annotated[str, Choices(GUIDANCE_SCHEDULES)]))
-        interval = check_value("guidance_interval", guidance_interval, kind_of(tuple[Fraction, ...]))
-        if len(interval) != 2 or interval[0] > interval[1]:
-            raise CodaError(f"guidance_interval {interval} is not (first, last) within [0, 1]")
+        for name, value, known in (
+            ("order", order, ORDERS),
+            ("mask_schedule", mask_schedule, MASK_SCHEDULES),
+            ("guidance_schedule", guidance_schedule, GUIDANCE_SCHEDULES),
+        ):
+            if value not in known:
+                raise CodaError(f"{name} {value!r} is not one of {', '.join(known)}")
+        check_number("temperature", temperature, low=0)
+        check_number("confidence_noise", confidence_noise, low=0)
+        check_number("guidance_scale", guidance_scale)
+        pair = isinstance(guidance_interval, Sequence) and len(guidance_interval) == 2
+        if not pair or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+            raise CodaError(f"guidance_interval {guidance_interval!r} is not (first, last) within [0, 1]")
         self.steps: tuple[int, ...] = ()
         self.timesteps = torch.empty(0, dtype=torch.long)
 
@@ -99,7 +103,7 @@ class MaskGitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
         self.set_timesteps(num_inference_steps, layout)
         config = self.config
         scale = config["guidance_scale"] if guidance_scale is None else guidance_scale
-        check_value("guidance_scale", scale, kind_of(float))
+        check_number("guidance_scale", scale)
         first, last = config["guidance_interval"]
         return sample_codes(
             predict,

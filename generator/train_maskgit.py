@@ -162,7 +162,7 @@ def _new_transformer(cache: CodeCache, settings: MaskGitSettings) -> MaskGitTran
             class_names=cache.class_names,
             tokenizer_fingerprint=cache.tokenizer_fingerprint,
         )
-        transformer.start_from_values(cache.value_table)
+        transformer.initialize_embedding(cache.value_table)
     if settings.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     return transformer

@@ -2,8 +2,8 @@
 
 It knows integers and the value table only: codes in, features and logits over codes out. No VAE, no pixels.
 
-    B pictures · T cells of all levels · N packed cells of the levels asked · V levels asked, of L · K codes
-    D hidden width · C channels and (h, w) grid of the latent
+    B images · T cells of all levels · N packed cells of the given levels · V levels given, of L · K codes
+    D hidden size · C channels and (h, w) grid of the latent
 
 The integer K stands for a masked cell, the class `num_classes` for no class.
 """
@@ -16,51 +16,57 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention import AttentionMixin
-from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from coda.tokenizer.foundation.bounds import check_integer, check_number
 from coda.tokenizer.foundation.errors import CodaError
-from coda.tokenizer.foundation.strict_loading import check_state_keys
+from coda.tokenizer.foundation.strict_loading import StrictModel
 from coda.tokenizer.layout import CodeLayout
 from coda.tokenizer.quantizer.resampling import downsample
 
 from .blocks import POSITION_FEATURES, Block, Modulation, modulated_norm, position_features
 from .sampling import Predict
 
-# Logits that sampling holds at once: rows × K float32, 64 MiB.
-_LOGITS_AT_ONCE = 1 << 24
+_LOGITS_AT_ONCE = 1 << 24  # logits that sampling computes at a time, rows × K float32: 64 MiB
+_LARGEST_SIZE = 16_384  # of channels and widths
+_MOST_LAYERS = 1_000
+_MOST_CLASSES = 1_000_000
+_MOST_PARAMETERS = 10**10
 
 
 @dataclass(frozen=True)
 class MaskGitOutput:
-    """What the transformer says of every cell.
+    """Output of `MaskGitTransformer`.
 
     Attributes:
-        features: (B, N, D); `MaskGitTransformer.logits` turns rows of them into logits over the codes. They are linear
-            in the logits, and made only where they are needed: (B, N, K) would not fit at K = 65,536.
+        features: (B, N, D); `MaskGitTransformer.logits` turns rows of them into logits over the codes. Logits are
+            computed only where they are needed: (B, N, K) would not fit into memory at K = 65,536.
     """
 
     features: torch.Tensor
 
 
-class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc]  # two config names
+class MaskGitTransformer(StrictModel, AttentionMixin):  # type: ignore[misc]  # two config names
     """Predicts masked codes of a level from its other codes, the prefix latent of earlier levels, and the class.
 
     Args:
-        sides: Side of each level, numbers or (h, w) pairs (see `CodeLayout`).
+        sides: Grid of each level, numbers or (h, w) pairs (see `CodeLayout`).
         codebook_size: K.
         latent_channels: C, width of the value table.
-        num_classes: Classes; one more embedding stands for no class.
+        num_classes: Number of classes; one more embedding stands for no class.
         hidden_size: D.
         depth: Number of blocks.
-        num_heads: Attention heads; divides `hidden_size`.
-        mlp_ratio: Width of the SwiGLU in `hidden_size`; 8/3 costs what an ungated MLP of ratio 4 does.
-        modulation_rank: R, width that class and level pass through in every block; an eighth of D by default.
-        class_labels: Classes that the training data held, where that is not all of them.
-        class_names: Name of each class, where they are known.
+        num_heads: Number of attention heads; divides `hidden_size`.
+        mlp_ratio: Width of the SwiGLU relative to `hidden_size`; 8/3 costs as much as a plain MLP of ratio 4.
+        modulation_rank: R, width of the bottleneck in every block's modulation; by default an eighth of D.
+        class_labels: Classes in the training data; None for all.
+        class_names: Name of each class, if they are known.
         tokenizer_fingerprint: Fingerprint of the tokenizer that made the codes.
+
+    Raises:
+        CodaError: If a size is out of bounds; nothing has been allocated then.
     """
 
     _supports_gradient_checkpointing = True
@@ -86,14 +92,27 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):  # type: igno
         tokenizer_fingerprint: str | None = None,
     ) -> None:
         super().__init__()
-        if hidden_size % num_heads:
-            raise CodaError(f"hidden size {hidden_size} is no multiple of the {num_heads} attention heads")
         self.layout = CodeLayout(sides, codebook_size)
+        check_integer("latent_channels", latent_channels, 1, _LARGEST_SIZE)
+        check_integer("num_classes", num_classes, 0, _MOST_CLASSES)
+        check_integer("hidden_size", hidden_size, 1, _LARGEST_SIZE)
+        check_integer("depth", depth, 1, _MOST_LAYERS)
+        check_integer("num_heads", num_heads, 1, hidden_size)
+        check_number("mlp_ratio", mlp_ratio, positive=True)
+        rank = max(8, hidden_size // 8) if modulation_rank is None else modulation_rank
+        check_integer("modulation_rank", rank, 1, _LARGEST_SIZE)
+        mlp_width = check_integer("mlp width", max(8, round(hidden_size * mlp_ratio / 8) * 8), 8, 64 * _LARGEST_SIZE)
+        if hidden_size % num_heads:
+            raise CodaError(f"hidden size {hidden_size} is not a multiple of the {num_heads} attention heads")
+        parameters = hidden_size * (depth * (4 * hidden_size + 3 * mlp_width + 7 * rank) + codebook_size + num_classes)
+        if parameters > _MOST_PARAMETERS:
+            raise CodaError(f"these sizes give {parameters:,} parameters; the limit is {_MOST_PARAMETERS:,}")
+        _check_classes(num_classes, class_labels, class_names)
+        if not isinstance(tokenizer_fingerprint, str | None):
+            raise CodaError("tokenizer_fingerprint is not text")
         self.class_labels = tuple(range(num_classes)) if class_labels is None else tuple(class_labels)
         self.class_names = None if class_names is None else tuple(class_names)
         self.tokenizer_fingerprint = tokenizer_fingerprint
-        rank = modulation_rank or max(8, hidden_size // 8)
-        mlp_width = max(8, round(hidden_size * mlp_ratio / 8) * 8)
 
         self.code_embedding = nn.Embedding(codebook_size, hidden_size)  # also the head
         self.mask_embedding = nn.Parameter(torch.empty(hidden_size))
@@ -107,9 +126,9 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):  # type: igno
         positions = torch.cat([position_features(side) for side in self.layout.sides])
         self.register_buffer("positions", positions, persistent=False)  # (T, features), follows from the sides
         self.gradient_checkpointing = False
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Unit variance for every part of the input and for the logits; every block the identity (adaLN-zero)."""
         width = self.code_embedding.embedding_dim
         for module in self.modules():
@@ -123,35 +142,20 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):  # type: igno
             if isinstance(module, Modulation):
                 nn.init.zeros_(module.up.weight)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """Load a generator as `diffusers.ModelMixin.from_pretrained` does, but strictly.
-
-        Raises:
-            CodaError: A weight is missing from the checkpoint, unknown to the model, or of another shape.
-        """
-        asked = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        model, found = loaded
-        misshapen = [key[0] for key in found["mismatched_keys"]]
-        check_state_keys(pretrained_model_name_or_path, found["missing_keys"], found["unexpected_keys"], misshapen)
-        return loaded if asked else model
-
     @torch.no_grad()
     def set_value_table(self, value_table: torch.Tensor) -> None:
-        """Take over what the codes stand for, (K, C)."""
+        """Copy the tokenizer's value table (K, C)."""
         if value_table.shape != self.value_table.shape:
-            raise CodaError(
-                f"value table is {tuple(value_table.shape)}, the generator's codes need {tuple(self.value_table.shape)}"
-            )
+            shapes = tuple(value_table.shape), tuple(self.value_table.shape)
+            raise CodaError("the value table is {}; the generator's codes need {}".format(*shapes))
         self.value_table.copy_(value_table)
 
     @torch.no_grad()
-    def start_from_values(self, value_table: torch.Tensor) -> None:
-        """Take over the value table, and let codes that stand for near latents start with near embeddings.
+    def initialize_embedding(self, value_table: torch.Tensor) -> None:
+        """Set the value table (K, C), and start codes of similar values with similar embeddings.
 
         Half of an embedding's variance becomes a random projection of its value, half stays as it was. On codes of
-        64-pixel photographs (K 1,024, width 128, 160 steps of 16) the loss on others was 6.11 with it, 6.16 without.
+        64-pixel images (K 1,024, width 128, 160 steps of 16) the validation loss was 6.11 with it, 6.16 without.
         """
         self.set_value_table(value_table)
         embedding = self.code_embedding.weight
@@ -167,25 +171,25 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):  # type: igno
         class_labels: torch.Tensor,
         levels: Sequence[int] | None = None,
     ) -> MaskGitOutput:
-        """Features of every cell of the levels asked; each level is seen by itself.
+        """Features of every cell of the given levels; no level attends to another.
 
         Args:
             codes: (B, N) int64, level by level; K where a cell is masked.
-            prefixes: V prefix latents (B, C, h, w), what the levels before each level say.
+            prefixes: V prefix latents (B, C, h, w), the sum of the levels before each level.
             class_labels: (B,) int64 in [0, num_classes]; num_classes is no class.
             levels: The V levels packed into `codes`; all of them by default.
         """
         levels = range(self.layout.num_levels) if levels is None else levels
-        sides, offsets = [self.layout.sides[level] for level in levels], self.layout.offsets
-        cells = [h * w for h, w in sides]
+        grids, offsets = [self.layout.sides[level] for level in levels], self.layout.offsets
+        cells = [h * w for h, w in grids]
         level_of_cell = torch.cat([codes.new_full((n,), v) for v, n in enumerate(cells)])  # (N,) in [0, V)
         positions = torch.cat([self.positions[offsets[level] : offsets[level + 1]] for level in levels])
-        reduced = [downsample(prefix, side).flatten(2).mT for prefix, side in zip(prefixes, sides, strict=True)]
+        downsampled = [downsample(prefix, grid).flatten(2).mT for prefix, grid in zip(prefixes, grids, strict=True)]
         dtype = self.prefix_projection.weight.dtype
 
         level_embedding = self.level_embedding(torch.tensor(list(levels), device=codes.device))  # (V, D)
         hidden = self._embed(codes)
-        hidden = hidden + self.prefix_projection(torch.cat(reduced, dim=1).to(dtype))
+        hidden = hidden + self.prefix_projection(torch.cat(downsampled, dim=1).to(dtype))
         hidden = hidden + (self.position_projection(positions.to(dtype)) + level_embedding[level_of_cell])
         condition = F.silu(self.class_embedding(class_labels)[:, None] + level_embedding)  # (B, V, D)
         for block in self.blocks:
@@ -196,13 +200,13 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):  # type: igno
         return MaskGitOutput(modulated_norm(hidden, *self.modulation_out(condition, level_of_cell)))
 
     def _embed(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (B, N), K where masked, as vectors of unit variance (B, N, D)."""
+        """Embeddings (B, N, D) of unit variance, of codes (B, N) that are K where masked."""
         masked = codes == self.layout.codebook_size
         embedded = self.code_embedding(codes.masked_fill(masked, 0)) * self.code_embedding.embedding_dim**0.5
         return torch.where(masked[..., None], self.mask_embedding.to(embedded.dtype), embedded)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Features (…, D) as logits (…, K) float32; the head is the code embedding."""
+        """Logits (…, K) float32 of features (…, D); the head is the code embedding."""
         return F.linear(features, self.code_embedding.weight.to(features.dtype)).float()
 
     def predictor(self, class_labels: Sequence[int | None]) -> Predict:
@@ -235,3 +239,17 @@ class MaskGitTransformer(ModelMixin, ConfigMixin, AttentionMixin):  # type: igno
             return map(self.logits, rows.split(max(1, _LOGITS_AT_ONCE // self.layout.codebook_size)))
 
         return predict
+
+
+def _check_classes(num_classes: int, labels: Sequence[int] | None, names: Sequence[str] | None) -> None:
+    """Raise a CodaError unless `labels` are classes and `names` are one text per class."""
+    if labels is not None:
+        if not isinstance(labels, list | tuple):
+            raise CodaError("class_labels is not a list of classes")
+        for label in labels:
+            check_integer("class_labels: a class", label, 0, num_classes - 1)
+    if names is not None:
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise CodaError("class_names is not a list of names")
+        if len(names) > num_classes:
+            raise CodaError(f"class_names has {len(names)} names for {num_classes} classes")

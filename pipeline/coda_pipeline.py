@@ -19,15 +19,17 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from huggingface_hub import HfApi
+from torch import nn
 
 from coda.generator import MaskGitScheduler, MaskGitTransformer
 from coda.generator.sampling import Hook, SamplingStep
 from coda.tokenizer import CodaError, CodaTokenizer, ContinuousVAE, ResidualQuantizer
-from coda.tokenizer.foundation.settings import Count, check_value, kind_of
+from coda.tokenizer.foundation.bounds import check_integer
+from coda.tokenizer.foundation.hub import HUB_OPTIONS
 from coda.tokenizer.images import to_pil
 
 from .classes import ClassTable
-from .loading import check_index, check_weights, one_line_errors, pipeline_folder, stored_as_float32
+from .loading import check_index, one_line_errors, pipeline_folder, stored_as_float32
 from .model_card import model_card
 from .seeds import Seeds, generators_per_image
 
@@ -45,7 +47,7 @@ _COMPONENTS = {
 }
 _MODELS = ("vae", "quantizer", "transformer")
 _UPLOAD = ("repo_id", "private", "token", "commit_message", "create_pr")
-_DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_MOST_IMAGES = 1_000_000  # of one call
 
 
 @dataclass
@@ -154,7 +156,7 @@ class CodaPipeline(DiffusionPipeline):
         Raises:
             CodaError: If a class does not exist or was never seen, or another argument is out of range.
         """
-        check_value("num_images_per_class", num_images_per_class, kind_of(Count))
+        check_integer("num_images_per_class", num_images_per_class, 1, _MOST_IMAGES)
         if output_type not in OUTPUT_TYPES:
             raise CodaError(f"output type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         if unknown := [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]:
@@ -206,7 +208,7 @@ class CodaPipeline(DiffusionPipeline):
             callback_tensors: As in a call.
             on_level_end: See `coda.generator.sample_codes`.
         """
-        check_value("batch_size", batch_size, kind_of(Count))
+        check_integer("batch_size", batch_size, 1, _MOST_IMAGES)
         if not labels:
             raise CodaError("at least one class is needed; None stands for no class")
         transformer, scheduler = self._loaded("transformer"), self.scheduler
@@ -310,7 +312,7 @@ class CodaPipeline(DiffusionPipeline):
             raise CodaError(f"{refused[0]} is refused: a CodaPipeline runs no code from a repository")
         if kwargs.pop("use_safetensors", None) is False:
             raise CodaError("use_safetensors=False is refused: a CodaPipeline is loaded from safetensors only")
-        download = {name: kwargs.pop(name) for name in _DOWNLOAD if name in kwargs}
+        download = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None)
         if not isinstance(dtype, torch.dtype | None):  # one per component
             kwargs["dtype"] = dtype
@@ -320,13 +322,11 @@ class CodaPipeline(DiffusionPipeline):
         with one_line_errors(folder):
             pipeline = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
         loaded = [name for name in _MODELS if name not in kwargs]
-        for name in loaded:
-            check_weights(getattr(pipeline, name), folder / name, kwargs.get("variant"))
         if loaded == [*_MODELS] and "dtype" not in kwargs and stored_as_float32(folder, kwargs.get("variant")):
             pipeline._check_fingerprint(folder)
         if isinstance(dtype, torch.dtype):  # not earlier: a fingerprint is that of float32 weights
             for name in loaded:
-                getattr(pipeline, name).to(dtype)
+                nn.Module.to(getattr(pipeline, name), dtype)
         return pipeline
 
     def _check_fingerprint(self, source: Path) -> None:
@@ -357,10 +357,9 @@ class CodaPipeline(DiffusionPipeline):
             raise CodaError(f"{folder} is a whole pipeline, which has its tokenizer: pass only one of them")
         if not (folder / "config.json").is_file():
             raise CodaError(f"{folder} is not a generator: it has no config.json")
+        transformer = MaskGitTransformer.from_pretrained(folder, use_safetensors=True)
         with one_line_errors(folder):
-            transformer = MaskGitTransformer.from_pretrained(str(folder), use_safetensors=True)
             scheduler = MaskGitScheduler.from_pretrained(str(folder), subfolder="scheduler")
-        check_weights(transformer, folder)
         if not isinstance(tokenizer, CodaTokenizer):
             tokenizer = CodaTokenizer.from_pretrained(tokenizer)
         pipeline = cls(tokenizer.vae, tokenizer.quantizer, transformer, scheduler)

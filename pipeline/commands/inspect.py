@@ -91,10 +91,7 @@ def _tokenizer(path: str) -> Facts:
 def _generator(path: str) -> Facts:
     from coda.generator import MaskGitTransformer
 
-    from ..loading import check_weights
-
     transformer = MaskGitTransformer.from_pretrained(path, use_safetensors=True)
-    check_weights(transformer, Path(path))
     return _generator_facts(transformer)
 
 

@@ -64,7 +64,7 @@ def test_from_config_replaces_single_settings():
 def test_wrong_settings_are_refused_at_once(wrong):
     with pytest.raises(CodaError, match=next(iter(wrong))):
         MaskGitScheduler(**wrong)
-    with pytest.raises(CodaError, match="guidance_scale nan"):
+    with pytest.raises(CodaError, match="guidance_scale is nan"):
         sample(MaskGitScheduler(), guidance_scale=float("nan"))
 
 

@@ -156,7 +156,7 @@ def test_every_config_field_changes_the_model(model, tmp_path):
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(CodaError, match="no multiple of the 3"):
+    with pytest.raises(CodaError, match="not a multiple of the 3"):
         MaskGitTransformer([1, 2], 8, 3, 2, hidden_size=32, num_heads=3)
 
 
@@ -172,7 +172,7 @@ def test_codes_of_near_values_start_with_near_embeddings():
     values = torch.randn(K, 3)
     values[1] = values[0]
     values[2] = -values[0]
-    model.start_from_values(values)
+    model.initialize_embedding(values)
     embedding = model.code_embedding.weight
     assert torch.equal(model.value_table, values)
     assert embedding.std() == pytest.approx(float(spread), rel=0.25)

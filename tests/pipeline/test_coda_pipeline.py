@@ -153,10 +153,10 @@ def test_the_callback_can_replace_codes(pipeline: CodaPipeline) -> None:
         ({"class_labels": 4}, "0 to 3"),
         ({"class_labels": "birds"}, "never seen class 3"),
         ({"class_labels": []}, "at least one"),
-        ({"class_labels": 0, "num_images_per_class": 0}, "num_images_per_class 0"),
-        ({"class_labels": 0, "batch_size": 2.5}, "batch_size 2.5"),
+        ({"class_labels": 0, "num_images_per_class": 0}, "num_images_per_class is 0"),
+        ({"class_labels": 0, "batch_size": 2.5}, "batch_size is 2.5"),
         ({"class_labels": 2.5}, "expected an index"),
-        ({"class_labels": 0, "guidance_scale": float("nan")}, "guidance_scale nan"),
+        ({"class_labels": 0, "guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"class_labels": 0, "generator": 2**63}, "not a seed"),
         ({"class_labels": 0, "generator": True}, "not a seed"),
         ({"class_labels": 0, "generator": [1.5]}, "not a seed"),
@@ -317,7 +317,7 @@ def test_what_is_no_pipeline(copy: Path, tmp_path: Path) -> None:
         CodaPipeline.from_pretrained(copy)
     with pytest.raises(CodaError, match="only a part"):
         CodaPipeline.from_pretrained(copy / "transformer")
-    with pytest.raises(CodaError, match="no saved pipeline"):
+    with pytest.raises(CodaError, match="not a saved pipeline"):
         CodaPipeline.from_pretrained(tmp_path)
     with pytest.raises(CodaError, match="no such file or directory"):
         CodaPipeline.from_pretrained(str(tmp_path / "nowhere"))

@@ -155,18 +155,6 @@ def kind_of(hint: Any) -> Kind:
     return Kind(hint)
 
 
-def check_value(name: str, value: Any, kind: Kind) -> Any:
-    """A value of that kind, normalized.
-
-    Raises:
-        CodaError: If it is of another type or out of bounds.
-    """
-    try:
-        return kind.check(value)
-    except ValueError:
-        raise CodaError(f"{name} {value!r} is not {kind.what}") from None
-
-
 @dataclass(frozen=True)
 class Setting:
     """One field of a settings class."""
@@ -192,7 +180,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         for entry in self.declared():
-            object.__setattr__(self, entry.name, check_value(entry.name, getattr(self, entry.name), entry.kind))
+            value = getattr(self, entry.name)
+            try:
+                object.__setattr__(self, entry.name, entry.kind.check(value))
+            except ValueError:
+                raise CodaError(f"{entry.name} {value!r} is not {entry.kind.what}") from None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:

@@ -55,11 +55,20 @@ class StrictModel(ModelMixin, ConfigMixin):
             raise CodaError(f"{folder} holds a {name}, not a {cls.__name__}")
         return load_strictly(cls, folder, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(  # diffusers' pipelines look for these arguments by name
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs: Any,
+    ) -> None:
         """Write config and weights for `from_pretrained`; earlier weights of the same variant in the folder go."""
-        if kwargs.get("is_main_process", True):
-            remove_weights(Path(save_directory), kwargs.get("variant"))
-        super().save_pretrained(str(save_directory), **kwargs)
+        if is_main_process:
+            remove_weights(Path(save_directory), variant)
+        kwargs |= {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+        super().save_pretrained(str(save_directory), is_main_process=is_main_process, **kwargs)
 
 
 def load_strictly(cls: type[Model], folder: str | Path, **kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from functools import wraps
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -161,6 +162,7 @@ class ContinuousVAE(StrictModel):
         """As `StrictModel.from_pretrained`, with all parameters frozen."""
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs).requires_grad_(False)
 
+    @wraps(StrictModel.save_pretrained)  # diffusers' pipelines look for its arguments by name
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """As `StrictModel.save_pretrained`; a LoRA must have been merged."""
         if any(".lora_A." in name for name, _ in self.named_parameters()):
