@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageOps
 from coda.tokenizer import CodaError
 from coda.tokenizer.foundation.errors import shown
 from coda.tokenizer.images import BrokenImage, decode_image, to_unit
+from coda.tokenizer.images.folders import read_image_file
 
 ImageInput = str | Path | Image.Image | torch.Tensor
 _PNG_MODES = ("1", "I;16", "L", "LA", "P", "RGB", "RGBA")
@@ -33,7 +34,7 @@ def load_image(image: ImageInput, size: tuple[int, int]) -> torch.Tensor:
         return image.detach().float().cpu().reshape(1, 3, *size)
     name = "the image" if isinstance(image, Image.Image) else shown(image)
     try:
-        content = _as_png(image) if isinstance(image, Image.Image) else Path(image).expanduser().read_bytes()
+        content = _as_png(image) if isinstance(image, Image.Image) else read_image_file(Path(image).expanduser())
         return to_unit(decode_image(content, size)).unsqueeze(0)
     except BrokenImage as error:
         raise CodaError(f"{name} {error}") from error

@@ -88,9 +88,9 @@ def test_files_and_images_are_scaled_turned_and_cut_alike(tokenizer: CodaTokeniz
 
 def test_what_is_no_photograph(tokenizer: CodaTokenizer, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("words")
-    with pytest.raises(CodaError, match=r"text\.jpg is no image"):
+    with pytest.raises(CodaError, match=r"text\.jpg is not an image"):
         reconstruct(tokenizer, tmp_path / "text.jpg")
-    with pytest.raises(CodaError, match=r"nowhere\.jpg cannot be read: No such file"):
+    with pytest.raises(CodaError, match=r"nowhere\.jpg cannot be opened: No such file"):
         reconstruct(tokenizer, tmp_path / "nowhere.jpg")
     with pytest.raises(CodaError, match=r"expected \(3, 16, 16\)"):
         reconstruct(tokenizer, torch.zeros(3, 8, 8))

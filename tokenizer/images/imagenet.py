@@ -16,7 +16,7 @@ class ImageNetClass(NamedTuple):
 
 @cache
 def imagenet_classes() -> tuple[ImageNetClass, ...]:
-    """All 1,000 classes in the order of their indices, which is that of their WordNet ids."""
+    """All 1,000 classes in the order of their indices, which is the order of their WordNet ids."""
     table = Path(__file__).with_name("imagenet_classes.tsv").read_text(encoding="utf-8")
     rows = [line.split("\t") for line in table.splitlines()[1:]]  # index, wnid, names
     return tuple(ImageNetClass(wnid, tuple(names.split(", "))) for _, wnid, names in rows)
@@ -28,5 +28,5 @@ def _indices() -> dict[str, int]:
 
 
 def index_of_wnid(wnid: str) -> int | None:
-    """The index of a WordNet id ("n02099601" → 207); None if it is no class of ImageNet-1k."""
+    """The index of a WordNet id ("n02099601" → 207); None if it is not a class of ImageNet-1k."""
     return _indices().get(wnid)

@@ -1,7 +1,7 @@
-"""Batches of images, the same whatever number of processes loads them.
+"""Batches of images, independent of how many processes load them.
 
-What a batch holds is decided before it is loaded: a list of (item, draw), where `draw` seeds the item's crop and
-mirroring. Loading processes only carry out such lists, so nothing depends on which of them does, or when.
+The content of a batch is decided before it is loaded: a list of (item, draw), where `draw` seeds the item's crop and
+mirroring. Loading processes only carry out such lists.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from .decoding import decode_image
 from .pixel_range import to_unit
 from .source import BrokenImage, ImageSource
 
-# A training draws another image for a broken one, but does not go on for ever in a source that holds no image at all.
-_MOST_REPLACEMENTS = 32
+_MAX_REPLACEMENTS = 32  # tried for one broken item of a training
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """One item left out."""
+    """An item that could not be read: its key and index, and why."""
 
     key: str
     reason: str
@@ -33,14 +32,14 @@ class Skipped:
 
 @dataclass
 class ImageBatch:
-    """Images that belong together in one step.
+    """Images of one step.
 
     Attributes:
-        pixels: (B, 3, H, W) uint8 in [0, 255]; `to_unit` makes images of them, on the device where they are needed.
-        labels: (B,) int64; -1 where there is none.
-        keys: B names of items.
-        indices: (B,) int64, places in the source.
-        skipped: Items that were to be in the batch and could not be read.
+        pixels: (B, 3, H, W) uint8 in [0, 255]. Move them to the device first, then apply `to_unit`.
+        labels: (B,) int64; -1 for no label.
+        keys: Names of the B items.
+        indices: (B,) int64, indices in the source.
+        skipped: Items of the batch that could not be read.
     """
 
     pixels: torch.Tensor
@@ -60,11 +59,11 @@ class ImageDataset(Dataset):
     """A source as a torch data set.
 
     Args:
-        source: Where the images come from.
-        size: Pixels, one number or (height, width); None keeps pictures as they are.
+        source: The images.
+        size: Pixels, one number or (height, width); None keeps images as they are.
         crop: "center" or "random", see `decode_image`.
         flip: Mirror with probability one half.
-        seed: Of "random" and `flip`; the same item gets the same crop each time it is asked for.
+        seed: Seed for random crops and mirroring: an item gets the same ones each time.
     """
 
     def __init__(
@@ -81,11 +80,11 @@ class ImageDataset(Dataset):
         return len(self.source)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        """Image (3, H, W) in [-1, 1] and label of item `i`; raises BrokenImage where it cannot be read."""
+        """Image (3, H, W) in [-1, 1] and label of item `i`; BrokenImage if it cannot be read."""
         return to_unit(self.pixels(i, i)), self.source.label(i)
 
     def pixels(self, i: int, draw: int) -> torch.Tensor:
-        """(3, H, W) uint8 of item `i`, its randomness being that of (seed, draw)."""
+        """(3, H, W) uint8 of item `i`, with crop and mirroring drawn by (seed, draw)."""
         random = self.crop == "random" or self.flip
         generator = step_generator(self.seed, draw, "crop and mirror") if random else None
         return decode_image(
@@ -100,18 +99,18 @@ def read_batches(
     strict: bool = False,
     replace: bool = False,
 ) -> Iterator[ImageBatch]:
-    """Load one batch per request, in order; a batch may come out smaller than its request, even empty.
+    """Load one batch per request, in order. Without items that cannot be read, a batch may even be empty.
 
     Args:
-        dataset: What to load.
+        dataset: The images.
         requests: (item, draw) of each image of each batch.
         workers: Processes that load; 0 loads in this one.
         strict: Stop at the first item that cannot be read.
-        replace: Put another item, drawn at random, in the place of one that cannot be read.
+        replace: Replace items that cannot be read by others, drawn at random.
 
     Raises:
-        CodaError: `strict` and an item cannot be read; or no replacement can be.
-        OSError: The storage failed.
+        CodaError: If an item cannot be read (`strict`), or no replacement can (`replace`).
+        OSError: If the storage failed.
     """
     loader = _Loader(dataset, replace)
     for loaded in _results(loader, requests, workers):
@@ -135,21 +134,20 @@ def image_batches(
 ) -> Iterator[ImageBatch]:
     """Go through a source once.
 
-    Items that cannot be read are missing from their batch and named in its `skipped`; no batch is empty (what a whole
-    batch skipped is named in a neighbour).
+    Items that cannot be read are named in `skipped` of their batch, or of its neighbor: no batch is empty.
 
     Args:
-        source: Where the images come from.
-        size: Pixels, one number or (height, width); None keeps pictures as they are, which must be of one size.
+        source: The images.
+        size: Pixels, one number or (height, width); None keeps images as they are, which must be of one size.
         batch_size: Items per batch; the last may be smaller.
         indices: Which items, in which order; all in order if None.
         crop: "center" or "random".
-        workers: Processes that load; changes nothing but the speed.
+        workers: Processes that load; any number gives the same batches.
         strict: Stop at the first item that cannot be read.
-        seed: Of the random crops.
+        seed: Seed for random crops.
 
     Raises:
-        CodaError: No item at all can be read, or `strict` and one cannot.
+        CodaError: If no item can be read, or one cannot (`strict`), or images differ in size and `size` is None.
     """
     order = range(len(source)) if indices is None else [int(i) for i in indices]
     requests = [[(i, i) for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
@@ -182,23 +180,23 @@ def training_batches(
     strict: bool = False,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[ImageBatch]:
-    """One batch for each of the steps `start_step` … `steps` − 1, as they would come in an uninterrupted training.
+    """One batch for each of the steps `start_step` … `steps` − 1, the same as in an uninterrupted training.
 
-    Epoch e visits the items in `epoch_order(seed, e)`; a batch may reach over the end of an epoch. An item that cannot
-    be read is named in `skipped` and replaced by another, so batches are always full.
+    Epoch e visits the items in `epoch_order(seed, e)`; a batch may span two epochs. Items that cannot be read are
+    named in `skipped` and replaced by others, so batches are always full.
 
     Args:
-        source: Where the images come from.
+        source: The images.
         size: Pixels, one number or (height, width).
-        batch_size: Images per step, of all processes together.
-        seed: Of the order, the crops and the mirroring.
-        start_step: Steps that are done already.
-        steps: Steps in all.
+        batch_size: Images per step, over all processes.
+        seed: Seed for order, crops and mirroring.
+        start_step: Steps done before.
+        steps: Steps in total.
         crop: "random" or "center".
         flip: Mirror with probability one half.
-        workers: Processes that load; changes nothing but the speed.
+        workers: Processes that load; any number gives the same batches.
         strict: Stop at the first item that cannot be read.
-        process: (rank, count): this one's share of every batch, every count-th image from rank on.
+        process: (rank, count): every count-th image of each batch from rank on.
     """
     dataset = ImageDataset(source, size, crop, flip, seed)
     rank, count = process
@@ -213,7 +211,7 @@ def training_batches(
 
 
 class _Loader(Dataset):
-    """Carries out requests; what goes wrong comes back as a value, because a message survives that as it is."""
+    """Carries out requests. Errors are returned, since torch rewrites the message of those that are raised."""
 
     def __init__(self, dataset: ImageDataset, replace: bool) -> None:
         self._dataset, self._replace = dataset, replace
@@ -251,13 +249,11 @@ class _Loader(Dataset):
         if not pixels:
             height, width = (0, 0) if size is None else (size, size) if isinstance(size, int) else size
             return torch.empty(0, 3, height, width, dtype=torch.uint8)
-        shapes = {tuple(picture.shape[1:]) for picture in pixels}
+        shapes = {tuple(image.shape[1:]) for image in pixels}
         if len(shapes) > 1:
             (h, w), (other_h, other_w) = sorted(shapes)[:2]
             location = self._dataset.source.location
-            raise CodaError(
-                f"{location} holds pictures of {w}x{h} and {other_w}x{other_h}; give a size to crop them to"
-            )
+            raise CodaError(f"{location} holds images of {w}x{h} and {other_w}x{other_h}; give a size to crop them to")
         return torch.stack(pixels)
 
     def _pixels(self, i: int, draw: int, skipped: list[Skipped]) -> torch.Tensor | None:
@@ -269,7 +265,7 @@ class _Loader(Dataset):
 
     def _replacement(self, draw: int, skipped: list[Skipped]) -> tuple[int, torch.Tensor]:
         generator = step_generator(self._dataset.seed, draw, "replacement")
-        for i in torch.randint(len(self._dataset), (_MOST_REPLACEMENTS,), generator=generator).tolist():
+        for i in torch.randint(len(self._dataset), (_MAX_REPLACEMENTS,), generator=generator).tolist():
             found = self._pixels(i, draw, skipped)
             if found is not None:
                 return i, found
@@ -281,15 +277,15 @@ def _results(loader: _Loader, requests: Iterable[Request], workers: int) -> Iter
     if workers == 0:
         yield from (loader[request] for request in requests)
         return
-    # Each request is one batch already, so torch's own batching is off.
-    batches = DataLoader(loader, batch_size=None, sampler=requests, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
+    # Each request is a batch, so torch's own batching is off.
+    batches = DataLoader(loader, batch_size=None, sampler=requests, num_workers=workers, collate_fn=_unchanged)  # type: ignore[arg-type]
     try:
         yield from batches
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise CodaError("a loading process was killed, for want of memory perhaps; try fewer --workers") from error
+        raise CodaError("a loading process was killed, perhaps for lack of memory; try fewer --workers") from error
 
 
-def _as_it_is(loaded: ImageBatch | Exception) -> ImageBatch | Exception:
+def _unchanged(loaded: ImageBatch | Exception) -> ImageBatch | Exception:
     return loaded

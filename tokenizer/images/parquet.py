@@ -28,7 +28,7 @@ _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
 # Rows can only be decoded a row group at a time; the newest groups are kept, up to this size.
 _KEPT_BYTES = 256 * 2**20
-_BATCH_BYTES = 32 * 2**20
+_BATCH_BYTES = 64 * 2**20
 _MAX_OPEN = 64  # files
 _MAX_RATIO = 32  # encoded images hardly compress; beyond `MAX_ENCODED_BYTES`, what unpacks to more is refused
 

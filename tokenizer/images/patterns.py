@@ -1,4 +1,4 @@
-"""How users write which files they mean: braces, wildcards and a slice at the end."""
+"""Patterns of file names: braces, wildcards and a slice at the end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..foundation.errors import CodaError
 _SLICE = re.compile(r"(?P<path>.+)\[(?P<start>-?\d*):(?P<stop>-?\d*)\]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MOST_FILES = 1_000_000
+_MAX_FILES = 1_000_000
 
 
 def split_slice(path: str) -> tuple[str, slice | None]:
-    """`DIR[:650]` as `DIR` and slice(None, 650); a path without a slice (or one that exists so) as it is."""
+    """`DIR[:650]` as `DIR` and slice(None, 650); a path without a slice, or that exists with it, unchanged."""
     match = _SLICE.fullmatch(path)
     if match is None or os.path.exists(path):
         return path, None
@@ -25,15 +25,15 @@ def split_slice(path: str) -> tuple[str, slice | None]:
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a path stands for several."""
+    """Whether a path has braces or wildcards."""
     return not os.path.exists(path) and bool(_BRACES.search(path) or glob.has_magic(path))
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that braces (`{00000..00099}`, `{train,val}`) and wildcards (`*`, `?`, `[ab]`) name, sorted.
+    """The files named by braces (`{00000..00099}`, `{train,val}`) and wildcards (`*`, `?`, `[ab]`), sorted.
 
     Raises:
-        CodaError: A file named by braces is missing, or nothing matches the wildcards.
+        CodaError: If a file named by braces is missing, or nothing matches the wildcards.
     """
     found: list[str] = []
     for path in _expand_braces(pattern):
@@ -52,8 +52,8 @@ def _expand_braces(pattern: str) -> list[str]:
     total = 1
     for options in choices:
         total *= len(options)
-    if total > _MOST_FILES:
-        raise CodaError(f"{pattern} names {total:,} files; that is more than anyone has")
+    if total > _MAX_FILES:
+        raise CodaError(f"{pattern} names {total:,} files; at most {_MAX_FILES:,} are allowed")
     return ["".join(parts) for parts in product(*choices)]
 
 
@@ -62,6 +62,6 @@ def _choices(content: str, pattern: str) -> list[str]:
     if match is None:
         return content.split(",")
     first, last = int(match[1]), int(match[2])
-    if last - first >= _MOST_FILES:
-        raise CodaError(f"{pattern} names {last - first + 1:,} files; that is more than anyone has")
+    if last - first >= _MAX_FILES:
+        raise CodaError(f"{pattern} names {last - first + 1:,} files; at most {_MAX_FILES:,} are allowed")
     return [f"{number:0{len(match[1])}d}" for number in range(first, last + 1)]

@@ -1,4 +1,4 @@
-"""The one place where uint8 [0, 255] and float [-1, 1] meet."""
+"""Conversion between uint8 [0, 255] and float [-1, 1]."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
-    """One image (3, H, W), float in [-1, 1] or uint8, as Pillow's."""
+    """One image (3, H, W), float in [-1, 1] or uint8, as a PIL image."""
     pixels = image if image.dtype == torch.uint8 else to_uint8(image)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())

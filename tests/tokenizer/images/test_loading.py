@@ -25,7 +25,7 @@ COUNT, BAD = 20, (3, 8, 9, 10, 11, 19)
 
 
 def save(folder: Path, count: int = COUNT, bad: tuple[int, ...] = BAD) -> ImageSource:
-    """Noise, 12 by 10 pixels, so that every crop of every picture is unlike all others."""
+    """Noise, 12 by 10 pixels, so that all crops differ."""
     random = np.random.default_rng(0)
     for i in range(count):
         path = folder / f"{i % 2}" / f"{i:02d}.png"
@@ -93,11 +93,11 @@ def test_strict_stops_at_the_first_that_cannot_be_read(tmp_path: Path) -> None:
     assert given == list(range(first))
 
 
-def test_pictures_as_they_are_must_be_of_one_size(tmp_path: Path) -> None:
+def test_without_a_size_all_images_must_have_one(tmp_path: Path) -> None:
     source = save(tmp_path, bad=())
     assert next(image_batches(source, None, 4)).pixels.shape == (4, 3, 10, 12)
     Image.new("RGB", (5, 5)).save(tmp_path / "0" / "02.png")
-    with pytest.raises(CodaError, match="pictures of 5x5 and 12x10; give a size"):
+    with pytest.raises(CodaError, match="images of 5x5 and 12x10; give a size"):
         list(image_batches(source, None, 4))
 
 
@@ -132,13 +132,13 @@ def test_every_epoch_of_a_training_visits_every_item_once_in_another_order(tmp_p
     assert [batch.labels.tolist() for batch in batches] == [[source.label(int(i)) for i in b.indices] for b in batches]
 
 
-def test_an_item_is_cropped_and_mirrored_anew_each_time(tmp_path: Path) -> None:
+def test_an_item_is_cropped_and_mirrored_differently_each_time(tmp_path: Path) -> None:
     source = save(tmp_path, count=2, bad=())
     batches = training_batches(source, 8, 2, seed=0, start_step=0, steps=30)
-    views = {picture.numpy().tobytes() for batch in batches for picture in batch.pixels[batch.indices == 0]}
+    views = {image.numpy().tobytes() for batch in batches for image in batch.pixels[batch.indices == 0]}
     assert len(views) > 8
     plain = training_batches(source, 8, 2, seed=0, start_step=0, steps=5, crop="center", flip=False)
-    assert len({picture.numpy().tobytes() for batch in plain for picture in batch.pixels}) == 2
+    assert len({image.numpy().tobytes() for batch in plain for image in batch.pixels}) == 2
 
 
 def test_training_batches_are_full_in_spite_of_broken_items(tmp_path: Path) -> None:

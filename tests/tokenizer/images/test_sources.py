@@ -238,11 +238,11 @@ def test_archives_are_named_by_braces_wildcards_or_their_folder(tmp_path: Path) 
     for pattern in ("s-{000..012}.tar", "t-*.tar"):
         with pytest.raises(CodaError, match=r"s-012.tar does not exist \(named by|nothing matches"):
             open_images(tmp_path / pattern)
-    with pytest.raises(CodaError, match="more than anyone has"):
+    with pytest.raises(CodaError, match="at most 1,000,000 are allowed"):
         open_images("s-{0..999999999999}.tar")
 
 
-def test_members_that_are_no_pictures_are_named_and_nothing_is_extracted(tmp_path: Path) -> None:
+def test_members_that_are_not_images_are_named_and_nothing_is_extracted(tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(jpeg(200))
     members = [(f"{name}.jpg", b"") for name in ("sym", "hard", "device")] + [
@@ -280,7 +280,7 @@ def test_an_archive_cut_short_gives_what_is_whole_and_names_the_rest(tmp_path: P
     member = (1 + data_blocks) * block
     cut = tmp_path / "cut.tar"
     for length, sound, problem in [
-        (2 * member + block + 10, 2, "the archive ends within it"),  # within the third picture
+        (2 * member + block + 10, 2, "the archive ends within it"),  # within the third image
         (2 * member + 10, 2, "cut short or damaged after 1.jpg"),  # within its header
         (2 * member, 2, "cut short or damaged after 1.jpg"),  # before its header: the end mark is missing
         (3 * member, 3, "cut short or damaged after 2.jpg"),
@@ -378,7 +378,7 @@ def test_names_of_any_length_and_large_sizes_are_read(tmp_path: Path) -> None:
         (["a.heic", "a.cls=1", "b.jpg"], {"a": "the sample has no image", "b.jpg": -1}),
     ],
 )
-def test_no_label_of_an_archive_is_lost_in_silence(
+def test_no_label_of_an_archive_is_lost_silently(
     tmp_path: Path, members: list[str], expected: dict[str, int | str]
 ) -> None:
     contents = [member.partition("=") for member in members]
@@ -412,7 +412,7 @@ def test_an_archive_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> No
     assert problems(source)["s.tar/2.jpg"] == "the archive ends within it"
 
 
-def test_what_is_no_plain_archive_is_an_error(tmp_path: Path) -> None:
+def test_other_files_than_plain_archives_are_errors(tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_text("hello" * 500)
     (tmp_path / "empty.tar").write_bytes(b"")
     with tarfile.open(tmp_path / "packed.tar", "w:gz"):
@@ -497,7 +497,7 @@ def test_classes_of_several_files_are_matched_by_name(
 def test_a_small_table_that_unpacks_to_gigabytes_takes_no_memory(
     tmp_path: Path, mebibytes: Callable[..., float]
 ) -> None:
-    images = [{"bytes": jpeg(0) + bytes(2**20), "path": "x.jpg"}] * 300
+    images = [{"bytes": jpeg(0) + bytes(2**20), "path": "x.jpg"}] * 500
     for name, table, options in [
         ("repeated", {"image": images}, {}),
         ("plain", {"image": images}, {"use_dictionary": False}),
@@ -517,7 +517,7 @@ def read_last(name):
 
 read_last("small")
 """
-    assert mebibytes(prepare, "for name in ('repeated', 'plain', 'label'): read_last(name)", tmp_path) < 150
+    assert mebibytes(prepare, "for name in ('repeated', 'plain', 'label'): read_last(name)", tmp_path) < 300
 
 
 def test_images_may_be_a_column_of_bytes(tmp_path: Path) -> None:
@@ -614,7 +614,7 @@ def test_the_fingerprint_is_that_of_the_data_not_of_their_place(tmp_path: Path, 
     assert len(open_images(location + "[:5]").fingerprint) == 64
 
 
-def test_a_changed_picture_or_label_changes_the_fingerprint(tmp_path: Path) -> None:
+def test_a_changed_image_or_label_changes_the_fingerprint(tmp_path: Path) -> None:
     location = make_folder(tmp_path)
     before = open_images(location).fingerprint
     image = tmp_path / "data" / "1" / "04.jpg"
@@ -627,7 +627,7 @@ def test_a_changed_picture_or_label_changes_the_fingerprint(tmp_path: Path) -> N
     assert open_images(one).fingerprint != open_images(two).fingerprint
 
 
-def test_a_source_is_its_own_opening(tmp_path: Path) -> None:
+def test_a_source_can_be_opened(tmp_path: Path) -> None:
     source = open_images(make_flat(tmp_path))
     assert open_images(source) is source
     assert source.describe() == f"9 images in {source.location} (flat folder, no labels)"
