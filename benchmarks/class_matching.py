@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images.imagenet import imagenet_classes, index_of_wnid
@@ -12,22 +11,9 @@ _NAMED = 5  # classes that a message names
 _ADVICE = "give the classes to sample"
 
 
-@dataclass(frozen=True)
-class MatchedClasses:
-    """The classes to sample.
-
-    Attributes:
-        indices: Class indices of the sampler, in rising order.
-        how: How they were found, for the report.
-    """
-
-    indices: list[int]
-    how: str
-
-
 def match_classes(
     labels: Iterable[int], label_names: Sequence[str] | None, class_names: Mapping[int, str] | None
-) -> MatchedClasses:
+) -> tuple[list[int], str]:
     """Find the sampler's classes that the images of a reference belong to.
 
     Labels without names are the sampler's indices only if its classes have no names either, or are ImageNet-1k's.
@@ -38,6 +24,9 @@ def match_classes(
         class_names: Name or WordNet id of each class that the sampler knows, by index, empty for a class without a
             name; None if the sampler takes the reference's labels as they are.
 
+    Returns:
+        The class indices to sample, in rising order, and how they were found, for the report.
+
     Raises:
         CodaError: If no image has a label, or a class has no counterpart or several.
     """
@@ -45,7 +34,7 @@ def match_classes(
     if not present:
         raise CodaError(f"the reference's images have no labels; {_ADVICE}")
     if class_names is None:
-        return MatchedClasses(present, "the reference's labels are class indices")
+        return present, "the reference's labels are class indices"
     unknown: list[object]
     if label_names is None:
         if any(class_names.values()) and not _are_imagenet(class_names):
@@ -60,7 +49,7 @@ def match_classes(
         how = "by name: " + _some([f"{name} is class {index}" for name, index in found.items()])
     if unknown:
         raise CodaError(f"the reference has classes that the model does not know: {_some(unknown)}; {_ADVICE}")
-    return MatchedClasses(indices, how)
+    return indices, how
 
 
 def find_class(name: str, class_names: Mapping[int, str]) -> int | None:

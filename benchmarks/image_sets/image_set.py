@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -26,31 +27,33 @@ _NAMED = 5  # skipped images that a report names
 Size = int | tuple[int, int]
 
 
-class ImageSet(Protocol):
+class ImageSet(ABC):
     """One side of a comparison.
 
     Attributes:
         description: What it is, its hash, its crop, for the report.
-        pooled_statistics: Inception statistics that the file itself brings; they replace those of its images.
-        spatial_statistics: The same for the spatial features.
+        class_names: Name or WordNet id of each label, if known.
         skipped: Images that could not be read, known after `batches`.
+        pooled_statistics: Inception statistics in the file itself, which replace those of its images.
+        spatial_statistics: The same for the spatial features.
     """
 
     description: dict[str, Any]
-    pooled_statistics: Statistics | None
-    spatial_statistics: Statistics | None
-    skipped: list[Skipped]
+    class_names: Sequence[str] | None = None
+    skipped: Sequence[Skipped] = ()
+    pooled_statistics: Statistics | None = None
+    spatial_statistics: Statistics | None = None
 
+    @abstractmethod
     def __len__(self) -> int:
         """Number of images; 0 if there are only statistics."""
-        ...
 
+    @abstractmethod
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Pixels (B, 3, H, W) uint8 and labels (B,) int64, -1 if unknown."""
-        ...
+        """Pixels (B, 3, H, W) uint8 and labels (B,) int64, -1 if unknown, in order."""
 
 
-class SourceSet:
+class SourceSet(ImageSet):
     """The images of a source, or some of them drawn at random.
 
     Args:
@@ -61,9 +64,6 @@ class SourceSet:
         workers: Processes that decode.
         strict: Raise an error for an image that cannot be read, instead of skipping it.
     """
-
-    pooled_statistics: Statistics | None = None
-    spatial_statistics: Statistics | None = None
 
     def __init__(
         self,
@@ -77,8 +77,7 @@ class SourceSet:
         self.source, self.workers, self.strict = source, workers, strict
         self.class_names = source.class_names
         self.indices = drawn_indices(len(source), limit, seed)
-        self.skipped: list[Skipped] = []
-        self.description: dict[str, Any] = {"set": source.describe(), "hash": source.fingerprint}
+        self.description = {"set": source.describe(), "hash": source.fingerprint}
         self.crop_to(size)
         if len(self.indices) < len(source):
             self.description["drawn"] = f"{len(self.indices)} of {len(source)}, seed {seed}"
@@ -98,15 +97,16 @@ class SourceSet:
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Pixels (B, 3, H, W) uint8 and labels (B,), in the order of the source."""
-        self.skipped = []
+        skipped: list[Skipped] = []
+        self.skipped = skipped
         for batch in image_batches(
             self.source, self.size, batch_size, indices=self.indices, workers=self.workers, strict=self.strict
         ):
-            self.skipped += batch.skipped
+            skipped += batch.skipped
             yield batch.pixels, batch.labels
 
 
-class NpzSet:
+class NpzSet(ImageSet):
     """An `.npz` of ADM's layout.
 
     Args:
@@ -115,15 +115,12 @@ class NpzSet:
         limit: Use only this many images, the first.
     """
 
-    class_names: Sequence[str] | None = None
-
     def __init__(self, path: str | Path, use_statistics: bool = False, limit: int | None = None) -> None:
         self.archive = AdmArchive(path)
         self.limit = len(self.archive) if limit is None else min(limit, len(self.archive))
-        self.skipped: list[Skipped] = []
         self.pooled_statistics = self.archive.pooled_statistics if use_statistics else None
         self.spatial_statistics = self.archive.spatial_statistics if use_statistics else None
-        self.description: dict[str, Any] = {"set": Path(path).name, "hash": sha256_of(path), "crop": _NOT_CROPPED}
+        self.description = {"set": Path(path).name, "hash": sha256_of(path), "crop": _NOT_CROPPED}
         if self.pooled_statistics is not None:
             self.description["statistics"] = "mu and sigma of the file; its images serve KID, precision and recall"
 
@@ -158,16 +155,9 @@ def open_image_set(
     strict: bool = False,
     use_statistics: bool = False,
 ) -> SourceSet | NpzSet:
-    """Open an image source, a folder that `coda sample` made, or an `.npz`.
+    """Open an `.npz`, a folder that `coda sample` made, or whatever `open_images` takes.
 
-    Args:
-        images: What `open_images` takes, or the path of an `.npz`.
-        size: See `SourceSet`, as for `limit`, `seed`, `workers` and `strict`.
-        limit: Use at most this many images.
-        seed: Seed of the draw.
-        workers: Processes that decode.
-        strict: Raise an error for an image that cannot be read.
-        use_statistics: See `NpzSet`.
+    The other arguments are those of `SourceSet` and `NpzSet`.
 
     Raises:
         CodaError: If it cannot be opened, or has neither images nor statistics that may be used.

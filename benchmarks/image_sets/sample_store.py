@@ -8,21 +8,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from coda.tokenizer.foundation.atomic_io import write_json
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
-from coda.tokenizer.images import Skipped, to_uint8
+from coda.tokenizer.images import to_uint8
 
-from ..features.distances import Statistics
+from .image_set import ImageSet
 
 Sampler = Callable[[Sequence[int], Sequence[int]], torch.Tensor]
 
 
-class SampleStore:
+class SampleStore(ImageSet):
     """Images of one size, as consecutive bytes in `images.u8`; their size is in `size.json`.
 
     Args:
@@ -32,15 +31,12 @@ class SampleStore:
         balance: How the classes were chosen, for the report.
     """
 
-    pooled_statistics: Statistics | None = None
-    spatial_statistics: Statistics | None = None
-    skipped: tuple[Skipped, ...] = ()
-
     def __init__(self, folder: str | Path, labels: Sequence[int], seeds: Sequence[int], balance: str) -> None:
         assert len(labels) == len(seeds)
         self.folder = Path(folder)
+        self._file, self._size_file = self.folder / "images.u8", self.folder / "size.json"
         self.labels, self.seeds = labels, seeds
-        self.description: dict[str, Any] = {"set": "sampled", "balance": balance, "crop": "none"}
+        self.description = {"set": "sampled", "balance": balance, "crop": "none"}
         self.size: tuple[int, int] | None = None
         if self._size_file.exists():
             height, width = json.loads(self._size_file.read_text())
@@ -84,14 +80,6 @@ class SampleStore:
                 content = bytearray(file.read(len(labels) * self._bytes_each))
                 pixels = torch.frombuffer(content, dtype=torch.uint8).view(len(labels), *self.size, 3)
                 yield pixels.permute(0, 3, 1, 2).contiguous(), labels
-
-    @property
-    def _file(self) -> Path:
-        return self.folder / "images.u8"
-
-    @property
-    def _size_file(self) -> Path:
-        return self.folder / "size.json"
 
     @property
     def _bytes_each(self) -> int:

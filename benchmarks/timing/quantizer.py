@@ -12,8 +12,7 @@ per second, relative to the rate of a large matrix product in the same run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -155,23 +154,17 @@ def _training_step(quantizer: ResidualQuantizer, latents: torch.Tensor, forward:
 
 def _with_backend(backend: Backend, work: Work) -> Work:
     def run() -> object:
-        with _environment("CODA_RETRIEVAL", backend):
+        before = os.environ.get("CODA_RETRIEVAL")
+        os.environ["CODA_RETRIEVAL"] = backend
+        try:
             return work()
+        finally:
+            if before is None:
+                del os.environ["CODA_RETRIEVAL"]
+            else:
+                os.environ["CODA_RETRIEVAL"] = before
 
     return run
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _figures(shape: QuantizerShape, times: dict[str, Measured], gemm_seconds: float) -> list[Figure]:

@@ -1,4 +1,4 @@
-"""A tiny tokenizer, an extractor and a folder of photographs."""
+"""A tiny tokenizer, an extractor and a folder of images."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def tokenizer() -> GrayTokenizer:
 
 
 @pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 cuts of real photographs, 32×32, in the folders of three ImageNet classes."""
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 cuts of photos, 32×32, in the folders of three ImageNet classes."""
     data = pytest.importorskip("skimage.data")
-    folder = tmp_path_factory.mktemp("photographs")
+    folder = tmp_path_factory.mktemp("image_folder")
     cuts = {"n02123045": data.chelsea(), "n10565667": data.astronaut(), "n07920052": data.coffee()}
     for name, image in cuts.items():
         (folder / name).mkdir()

@@ -51,7 +51,7 @@ def test_the_sweep_ends_on_the_latents_grid() -> None:
         level_sweep(SIDES, [7])
 
 
-def test_report_with_every_rung(vae: Path, photographs: Path, extractor: Any, tmp_path: Path) -> None:
+def test_report_with_every_rung(vae: Path, image_folder: Path, extractor: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "size": 16,
         "sides": [2, 4],
@@ -64,7 +64,7 @@ def test_report_with_every_rung(vae: Path, photographs: Path, extractor: Any, tm
         "extractor": extractor,
         "device": "cpu",
     }
-    report = ablation(vae, f"{photographs}[:12]", f"{photographs}[12:]", tmp_path / "out", **options)
+    report = ablation(vae, f"{image_folder}[:12]", f"{image_folder}[12:]", tmp_path / "out", **options)
     ideas, levels = report.tables
     assert [row[0] for row in ideas.rows] == [*ladder([(1, 1)], 1, 1), "continuous VAE"]
     assert [row[1] for row in ideas.rows] == [1, 2, 2, 2, None]
@@ -78,13 +78,13 @@ def test_report_with_every_rung(vae: Path, photographs: Path, extractor: Any, tm
     assert CodaTokenizer.from_pretrained(rungs[0] / "tokenizer").layout.codebook_size == 8
     # The same call again returns the same report without any work.
     assert (
-        ablation(vae, f"{photographs}[:12]", f"{photographs}[12:]", tmp_path / "out", **options)["direct VQ"]
+        ablation(vae, f"{image_folder}[:12]", f"{image_folder}[12:]", tmp_path / "out", **options)["direct VQ"]
         == (report["direct VQ"])
     )
 
 
-def test_wrong_requests_are_one_line(vae: Path, photographs: Path, extractor: Any, tmp_path: Path) -> None:
+def test_wrong_requests_are_one_line(vae: Path, image_folder: Path, extractor: Any, tmp_path: Path) -> None:
     with pytest.raises(CodaError, match="not a multiple of the VAE's factor 4"):
-        ablation(vae, photographs, out=tmp_path / "a", size=18, extractor=extractor)
+        ablation(vae, image_folder, out=tmp_path / "a", size=18, extractor=extractor)
     with pytest.raises(CodaError, match="levels 9"):
-        ablation(vae, photographs, out=tmp_path / "b", size=16, levels=[9], extractor=extractor)
+        ablation(vae, image_folder, out=tmp_path / "b", size=16, levels=[9], extractor=extractor)

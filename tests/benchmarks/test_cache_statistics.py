@@ -21,7 +21,7 @@ SHARD = 5
 def make_cache(
     out: Path, codes: torch.Tensor, labels: list[int], skipped: tuple[int, ...] = (), layout: CodeLayout = LAYOUT
 ) -> CodeCache:
-    """A cache of codes (n, V, T) of items 0 … n − 1, five to a shard; those of `skipped` are left out."""
+    """A cache of codes (n, V, T) of items 0 … n − 1 but the skipped ones, five per shard."""
     head = {
         "format": "coda code cache",
         "format_version": 1,
@@ -45,7 +45,7 @@ def make_cache(
 
 
 def entropy_bits(values: list[int]) -> float:
-    """Shannon's, counted one by one."""
+    """Shannon entropy of the frequencies."""
     return -sum(n / len(values) * math.log2(n / len(values)) for n in Counter(values).values())
 
 
@@ -73,15 +73,12 @@ def test_labels_are_counted_by_image_and_not_by_sample(tmp_path: Path) -> None:
 
 
 def test_balance_at_its_ends() -> None:
+    assert label_balance(np.array([-1, -1])) is None
     even, single = label_balance(np.array([0, 1, 1, 0])), label_balance(np.array([2, 2, -1]))
     assert even is not None and even.evenness == pytest.approx(1)
     assert single is not None and (single.classes, single.evenness) == (1, 1)
     uneven = label_balance(np.array([0] * 9_999 + [1]))
     assert uneven is not None and 0 < uneven.evenness < 0.01
-
-
-def test_a_cache_without_labels_has_no_balance(tmp_path: Path) -> None:
-    assert cache_statistics(make_cache(tmp_path / "cache", torch.randint(11, (6, 1, 7)), [-1] * 6)).labels is None
 
 
 def test_duplicates_are_found_across_shards_and_lead_back_to_the_first(tmp_path: Path) -> None:
@@ -97,15 +94,9 @@ def test_only_the_first_variant_makes_a_duplicate(tmp_path: Path) -> None:
     codes = torch.randint(11, (12, 2, 7))
     codes[:, 0, :2] = torch.stack([torch.arange(12) // 4, torch.arange(12) % 4], dim=1)
     codes[9, 0] = codes[2, 0]  # the mirrored ones differ
-    codes[5, 1] = codes[4, 0]  # a mirrored one like another's original
+    codes[5, 1] = codes[4, 0]  # a mirrored one equals another's original
     found = cache_statistics(make_cache(tmp_path / "cache", codes, [0] * 12))
     assert (found.duplicates, found.duplicate_keys) == (1, [("9.png", "2.png")])
-
-
-def test_a_few_pairs_are_named_and_all_are_counted(tmp_path: Path) -> None:
-    found = cache_statistics(make_cache(tmp_path / "cache", torch.full((9, 1, 7), 5), [0] * 9))
-    assert found.duplicates == 8
-    assert found.duplicate_keys == [(f"{i}.png", "0.png") for i in (1, 2, 3)]
 
 
 def test_duplicates_are_those_of_a_comparison(tmp_path: Path) -> None:
@@ -113,7 +104,7 @@ def test_duplicates_are_those_of_a_comparison(tmp_path: Path) -> None:
     found = cache_statistics(make_cache(tmp_path / "cache", codes, [0] * 30, layout=CodeLayout([1, (1, 2)], 11)))
     rows = [tuple(row) for row in codes[:, 0].tolist()]
     expected = [(i, rows.index(row)) for i, row in enumerate(rows) if rows.index(row) < i]
-    assert found.duplicates == len(expected)
+    assert found.duplicates == len(expected) > 3  # all are counted, a few named
     assert found.duplicate_keys == [(f"{i}.png", f"{first}.png") for i, first in expected[:3]]
 
 
@@ -125,7 +116,7 @@ def test_blocks_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert cache_statistics(cache) == whole
 
 
-def test_a_shard_that_nothing_of_could_be_read_counts_nothing(tmp_path: Path) -> None:
+def test_a_shard_without_a_readable_image(tmp_path: Path) -> None:
     codes = torch.randint(11, (12, 1, 7))
     codes[:, 0, :2] = torch.stack([torch.arange(12) // 4, torch.arange(12) % 4], dim=1)
     found = cache_statistics(make_cache(tmp_path / "cache", codes, [1] * 12, skipped=(5, 6, 7, 8, 9)))
