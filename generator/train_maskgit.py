@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from coda.tokenizer.code_cache import CodeCache, ShuffledBatches
 from coda.tokenizer.fingerprint import saved_fingerprint
@@ -18,6 +17,7 @@ from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.launcher import check_batch_size, rank_and_world_size
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.foundation.seeding import derived_seed, step_generator
+from coda.tokenizer.foundation.worker_processes import load_ahead
 from coda.tokenizer.settings import RunOptions
 from coda.tokenizer.training.optimization import (
     LOG_EVERY,
@@ -108,9 +108,8 @@ def _train(
     process, processes = rank_and_world_size()
     local = settings.batch_size // processes
     batches = ShuffledBatches(cache, settings.batch_size, settings.seed, (process, processes))
-    loader = DataLoader(batches, batch_size=None, sampler=range(start, settings.steps), num_workers=run.workers)
     with progress("Training the generator", total=settings.steps, completed=start) as bar:
-        for step, (codes, labels) in enumerate(loader, start):
+        for step, (codes, labels) in enumerate(load_ahead(batches, range(start, settings.steps), run.workers), start):
             lr = learning_rate(step, settings.steps, settings.lr, settings.warmup, decay=settings.lr_decay, floor=0.01)
             generator = step_generator(settings.seed, step)
             draw = draw_training(

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from coda.generator import MaskGitScheduler, MaskGitTransformer, train_maskgit
 from coda.generator.settings import MaskGitSettings
@@ -161,6 +163,30 @@ def test_wrong_settings_are_refused_before_anything_is_written(cache, tmp_path, 
     with pytest.raises(CodaError, match=list(wrong)[-1].replace("num_", "")):
         train_maskgit(cache, tmp_path / "out", quick(**wrong), CPU)
     assert not (tmp_path / "out").exists()
+
+
+def damage(file, **arrays):
+    """Replace arrays of a file by others of equal size."""
+    with safe_open(file, "pt") as opened:
+        metadata, found = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file(found | {name: found[name].clone().fill_(value) for name, value in arrays.items()}, file, metadata)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("file", "arrays", "message"),
+    [
+        ("shard-00000", dict(codes=200), "holds code 200, beyond a codebook of 16"),
+        ("shard-00000", dict(labels=100), "holds labels from 100"),
+        ("value_table", dict(value_table=float("nan")), "NaN or infinite"),
+    ],
+)
+def test_a_damaged_cache_is_refused_in_one_line(make_cache, tmp_path, file, arrays, message, workers):
+    cache = make_cache()
+    damage(cache / f"{file}.safetensors", **arrays)
+    with pytest.raises(CodaError, match=message) as error:
+        train_maskgit(cache, tmp_path / "out", quick(), RunOptions(device="cpu", workers=workers))
+    assert "\n" not in str(error.value)
 
 
 def test_a_diverged_training_is_reported(cache, tmp_path):

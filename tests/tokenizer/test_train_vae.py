@@ -1,4 +1,6 @@
+import fcntl
 import json
+import os
 
 import pytest
 import torch
@@ -68,6 +70,19 @@ def test_a_finished_run_is_not_repeated(plain, source):
     assert again.reads == 0
     with pytest.raises(CodaError, match=r"kl_weight 0\.0001 there, 0\.5 asked"):
         train_vae(again, plain, small(kl_weight=0.5), CPU)
+
+
+def test_a_running_training_keeps_others_out_of_its_directory(tmp_path, ramps):
+    class Trying(ramps):
+        """Tries at every read to take the directory, as a second training would."""
+
+        def read(self, i):
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(os.open(tmp_path / "vae", os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return super().read(i)
+
+    path = train_vae(Trying(12, 16), tmp_path / "vae", small(steps=1), CPU)
+    fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize(
