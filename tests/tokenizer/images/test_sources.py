@@ -183,18 +183,13 @@ def test_a_class_of_trains_is_a_class(tmp_path: Path) -> None:
 
 def test_names_are_shown_escaped_and_files_still_found(tmp_path: Path) -> None:
     names = ["a\x1b[31m.jpg", "b\n.jpg", "c\udcff.jpg", "d é.jpg"]
+    shown = [r"a\x1b[31m.jpg", r"b\n.jpg", r"c\udcff.jpg", "d é.jpg"]
     source = open_images(save(tmp_path / "x\ny", *(f"ant\t/{name}" for name in names)))
-    assert [source.key(i) for i in range(4)] == [
-        r"ant\t/a\x1b[31m.jpg", r"ant\t/b\n.jpg", r"ant\t/c\udcff.jpg", r"ant\t/d é.jpg"
-    ]  # fmt: skip
+    assert [source.key(i) for i in range(4)] == [rf"ant\t/{name}" for name in shown]
     assert (problems(source), source.class_names) == ({}, [r"ant\t"])
     assert source.location.endswith(r"x\ny") and len(source.fingerprint) == 64
-    members = [(f"{name}", jpeg(0)) for name in names]
-    archive = open_images(save_tar(tmp_path / "s.tar", members))
-    assert [archive.key(i) for i in range(4)] == [rf"s.tar/{name}" for name in (
-        r"a\x1b[31m.jpg", r"b\n.jpg", r"c\udcff.jpg", "d é.jpg"
-    )]  # fmt: skip
-    assert "\n" not in str(CodaError("b\n.jpg is broken"))
+    archive = open_images(save_tar(tmp_path / "s.tar", [(name, jpeg(0)) for name in names]))
+    assert [archive.key(i) for i in range(4)] == [f"s.tar/{name}" for name in shown]
 
 
 # Archives
@@ -273,29 +268,6 @@ def test_members_that_are_not_images_are_named_and_nothing_is_extracted(tmp_path
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["s.tar", "secret.jpg", "x"]
 
 
-def test_an_archive_cut_short_gives_what_is_whole_and_names_the_rest(tmp_path: Path) -> None:
-    whole = save_tar(tmp_path / "s.tar", [(f"{i}.jpg", jpeg(i * 10)) for i in range(3)]).read_bytes()
-    block = 512
-    data_blocks = -(-len(jpeg(0)) // block)
-    member = (1 + data_blocks) * block
-    cut = tmp_path / "cut.tar"
-    for length, sound, problem in [
-        (2 * member + block + 10, 2, "the archive ends within it"),  # within the third image
-        (2 * member + 10, 2, "cut short or damaged after 1.jpg"),  # within its header
-        (2 * member, 2, "cut short or damaged after 1.jpg"),  # before its header: the end mark is missing
-        (3 * member, 3, "cut short or damaged after 2.jpg"),
-    ]:
-        cut.write_bytes(whole[:length])
-        source = open_images(cut)
-        assert len(source) == sound + 1
-        assert [shade(source, i) for i in range(sound)] == [0, 10, 20][:sound]
-        assert [problem in reason for reason in problems(source).values()] == [True]
-    damaged = bytearray(whole)
-    damaged[2 * member : 2 * member + 100] = b"\xff" * 100
-    cut.write_bytes(damaged)
-    assert list(problems(open_images(cut))) == ["cut.tar/(end)"]
-
-
 def tar_header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
     block = bytearray(512)
     block[: len(name)] = name.encode()
@@ -310,13 +282,17 @@ def pax(*records: bytes, kind: bytes = b"x", size: int | None = None) -> bytes:
     return header + content + bytes(-len(content) % 512)
 
 
-PLAIN = tar_header("b.jpg", b"%011o" % 1000) + bytes(1024)
+PLAIN = tar_header("b.jpg", b"%011o" % 1000) + b"x" * 1024
 CUT, BEYOND = "cut short or damaged after a.jpg", "the archive ends within it"
 
 
 @pytest.mark.parametrize(
     ("after", "problem"),
     [
+        (b"", CUT),  # the end mark is missing
+        (PLAIN[:100], CUT),
+        (PLAIN[:800], BEYOND),
+        (b"\xff" * 100 + PLAIN[100:], CUT),
         (tar_header("b.jpg", b"\xff" * 11 + b"\x00"), CUT),  # a negative size leads back to the start
         (tar_header("b.jpg", b"\x80" + b"\x7f" * 11), BEYOND),
         (tar_header("b.jpg", b"-0000001000"), CUT),
@@ -334,7 +310,7 @@ CUT, BEYOND = "cut short or damaged after a.jpg", "the archive ends within it"
         (pax(b"comment=x") * 3000 + tar_header("b.jpg", b"", b"6") + bytes(512), "not a regular file"),
     ],
 )
-def test_absurd_headers_of_an_archive_lose_the_rest_of_it_alone(tmp_path: Path, after: bytes, problem: str) -> None:
+def test_damage_to_an_archive_loses_only_what_comes_after(tmp_path: Path, after: bytes, problem: str) -> None:
     path = tmp_path / "s.tar"
     first = jpeg(50)
     path.write_bytes(tar_header("a.jpg", b"%011o" % len(first)) + first + bytes(-len(first) % 512) + after)
@@ -497,7 +473,7 @@ def test_classes_of_several_files_are_matched_by_name(
 def test_a_small_table_that_unpacks_to_gigabytes_takes_no_memory(
     tmp_path: Path, mebibytes: Callable[..., float]
 ) -> None:
-    images = [{"bytes": jpeg(0) + bytes(2**20), "path": "x.jpg"}] * 500
+    images = [{"bytes": jpeg(0) + bytes(2**20), "path": "x.jpg"}] * 350
     for name, table, options in [
         ("repeated", {"image": images}, {}),
         ("plain", {"image": images}, {"use_dictionary": False}),
@@ -517,7 +493,7 @@ def read_last(name):
 
 read_last("small")
 """
-    assert mebibytes(prepare, "for name in ('repeated', 'plain', 'label'): read_last(name)", tmp_path) < 300
+    assert mebibytes(prepare, "for name in ('repeated', 'plain', 'label'): read_last(name)", tmp_path) < 250
 
 
 def test_images_may_be_a_column_of_bytes(tmp_path: Path) -> None:
