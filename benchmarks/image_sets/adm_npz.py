@@ -7,6 +7,7 @@ have statistics of Inception features over a *larger* set than its images: `mu`,
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,11 @@ import torch
 
 from coda.tokenizer.foundation.atomic_io import write_atomically
 from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.images.source import MAX_PIXELS
 
 from ..features.distances import Statistics
+
+_MOST_FEATURES = 16384  # of statistics; Inception has 2048
 
 
 class AdmArchive:
@@ -39,6 +43,7 @@ class AdmArchive:
             with zipfile.ZipFile(self.path) as archive:
                 self.names = {name.removesuffix(".npy") for name in archive.namelist()}
             self.shape = self._image_shape() if "arr_0" in self.names else None
+            self.label_problem: str | None = None
             self.labels = self._labels()
             self.pooled_statistics = self._statistics("mu", "sigma")
             self.spatial_statistics = self._statistics("mu_s", "sigma_s")
@@ -74,29 +79,45 @@ class AdmArchive:
             raise CodaError(f"{self.path} is damaged: {error}") from error
 
     def _image_shape(self) -> tuple[int, int, int, int]:
-        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-            shape, fortran_order, dtype = _read_header(file)
-        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran_order:
-            raise ValueError(f"arr_0 is {dtype} {shape}, expected uint8 (N, H, W, 3)")
+        shape, dtype, left = self._declared("arr_0")
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or min(shape) < 1 or math.prod(shape) != left:
+            raise ValueError(f"arr_0 is {dtype} {shape}, {left} bytes; expected uint8 (N, H, W, 3)")
+        if shape[1] * shape[2] > MAX_PIXELS:
+            raise ValueError(f"its images have {shape[1]}x{shape[2]} pixels, more than {MAX_PIXELS:,}")
         return shape
 
     def _labels(self) -> torch.Tensor | None:
         """`arr_1` if it can be labels: integers, one per image."""
         if self.shape is None or "arr_1" not in self.names:
             return None
-        with np.load(self.path, allow_pickle=False) as file:
-            labels = file["arr_1"]
-        fits = labels.shape == (self.shape[0],) and np.issubdtype(labels.dtype, np.integer)
-        return torch.from_numpy(labels.astype(np.int64)) if fits else None
+        shape, dtype, _ = self._declared("arr_1")
+        if shape != self.shape[:1] or not np.issubdtype(dtype, np.integer):
+            self.label_problem = f"arr_1 is {dtype} {shape}, not one integer per image"
+            return None
+        return torch.from_numpy(self._load("arr_1").astype(np.int64)).clamp_min(-1)
 
     def _statistics(self, mu: str, sigma: str) -> Statistics | None:
         if not {mu, sigma} <= self.names:
             return None
-        with np.load(self.path, allow_pickle=False) as file:
-            found = Statistics(file[mu].astype(np.float64), file[sigma].astype(np.float64))
-        if found.mu.ndim != 1 or found.sigma.shape != 2 * found.mu.shape:
-            raise ValueError(f"{mu} {found.mu.shape} and {sigma} {found.sigma.shape} do not match")
+        (mu_shape, *_), (sigma_shape, *_) = self._declared(mu), self._declared(sigma)
+        if len(mu_shape) != 1 or sigma_shape != 2 * mu_shape or mu_shape[0] > _MOST_FEATURES:
+            raise ValueError(f"{mu} {mu_shape} and {sigma} {sigma_shape} do not match")
+        found = Statistics(self._load(mu).astype(np.float64), self._load(sigma).astype(np.float64))
+        if not (np.isfinite(found.mu).all() and np.isfinite(found.sigma).all()):
+            raise ValueError(f"{mu} or {sigma} is not finite")
         return found
+
+    def _declared(self, name: str) -> tuple[Any, np.dtype, int]:
+        """Shape, dtype and size in bytes of an array, without loading it."""
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+            shape, fortran_order, dtype = _read_header(file)
+            if fortran_order and len(shape) > 2:
+                raise ValueError(f"{name} is in Fortran order")
+            return shape, dtype, archive.getinfo(f"{name}.npy").file_size - file.tell()
+
+    def _load(self, name: str) -> np.ndarray:
+        with np.load(self.path, allow_pickle=False) as file:
+            return file[name]
 
 
 def write_npz(path: str | Path, batches: Iterable[torch.Tensor], count: int, labels: Sequence[int] | None) -> Path:

@@ -121,6 +121,8 @@ class NpzSet(ImageSet):
         self.pooled_statistics = self.archive.pooled_statistics if use_statistics else None
         self.spatial_statistics = self.archive.spatial_statistics if use_statistics else None
         self.description = {"set": Path(path).name, "hash": sha256_of(path), "crop": _NOT_CROPPED}
+        if self.archive.label_problem:
+            self.description["labels"] = self.archive.label_problem
         if self.pooled_statistics is not None:
             self.description["statistics"] = "mu and sigma of the file; its images serve KID, precision and recall"
 

@@ -28,6 +28,7 @@ import torch
 from coda.tokenizer import CodaTokenizer, CodeCache, tokenize_dataset
 from coda.tokenizer.code_cache import ShuffledBatches
 from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.foundation.settings import TrainingPrecision
 from coda.tokenizer.images import (
     BrokenImage,
     ImageSource,
@@ -58,7 +59,7 @@ def tokenizing_speed(
     workers: int = 0,
     repeats: int = 3,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: TrainingPrecision = "auto",
     overwrite: bool = False,
 ) -> Report:
     """Time `tokenize_dataset` and its parts, in turns, on the same images.
@@ -90,11 +91,11 @@ def tokenizing_speed(
         raise CodaError(f"{source.location} holds {len(source)} images; at least four are needed")
     if not isinstance(tokenizer, CodaTokenizer):
         tokenizer = CodaTokenizer.from_pretrained(tokenizer)
+    options = RunOptions(workers=workers, device=device, dtype=dtype, overwrite=True)
     accelerator = start_accelerator(device, dtype)
-    place = accelerator.device
-    tokenizer.to(place).eval()
-    measured_now = describe_run(place)
-    run = RunDirectory(out, "tokenizing benchmark", {"date": measured_now["date"]}, overwrite)
+    tokenizer.to(accelerator.device).eval()
+    run_description = describe_run(accelerator.device)
+    run = RunDirectory(out, "tokenizing benchmark", {"date": run_description["date"]}, overwrite)
     ready = _ready_images(source, tokenizer.size, batch_size)
 
     with tempfile.TemporaryDirectory(dir=run.path) as aside:
@@ -106,7 +107,7 @@ def tokenizing_speed(
                 Path(aside, name),
                 # Two shards in the quarter: one is held in memory at a time.
                 TokenizeSettings(batch_size=batch_size, shard_size=len(source) // 8 or 1),
-                RunOptions(workers=workers, device=device, dtype=dtype, overwrite=True),
+                options,
             )
 
         # Tokenizing comes after everything that it uses is warmed up, so that only its own memory is measured.
@@ -116,7 +117,7 @@ def tokenizing_speed(
                 sum(map(len, ready)),
                 lambda: [encode_variants(tokenizer, accelerator, ("original",), images) for images in ready],
             ),
-            "plain loop": (len(source), lambda: _plain_loop(tokenizer, source, place, Path(aside))),
+            "plain loop": (len(source), lambda: _plain_loop(tokenizer, source, accelerator.device, Path(aside))),
             "tokenize-dataset, a quarter": (
                 len(source) // 4,
                 tokenize(source.part(slice(0, len(source) // 4)), "quarter"),
@@ -124,11 +125,11 @@ def tokenizing_speed(
             "tokenize-dataset": (len(source), tokenize(source, "whole")),
             "read shuffled": (len(source), lambda: _read_shuffled(Path(aside, "whole"))),
         }
-        measured = measure_in_turns([work for _, work in works.values()], place, repeats)
+        measured = measure_in_turns([work for _, work in works.values()], accelerator.device, repeats)
 
     found = {name: (images, cost) for (name, (images, _)), cost in zip(works.items(), measured, strict=True)}
     rate = {name: images / cost.seconds for name, (images, cost) in found.items()}
-    threads = torch.get_num_threads() if place.type == "cpu" else 0
+    threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bound = allowed_rate(rate["decode alone"], rate["encode alone"], workers, threads, cores)
     rows: list[list[Cell]] = [
@@ -147,7 +148,7 @@ def tokenizing_speed(
             "workers": workers,
             "precision": accelerator.mixed_precision,
             "cores": cores,
-            **measured_now,
+            **run_description,
         },
     )
     run.finish(report.save)

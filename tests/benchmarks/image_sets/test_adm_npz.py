@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from coda.benchmarks.image_sets.adm_npz import AdmArchive, write_npz
+from coda.benchmarks.image_sets.image_set import open_image_set
 from coda.tokenizer.foundation.errors import CodaError
 
 
@@ -58,7 +60,9 @@ def test_statistics_alone_are_enough(tmp_path: Path) -> None:
         ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, "expected uint8"),
         ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, "expected uint8"),
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, "do not match"),
+        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not finite"),
         ({"arr_0": np.array([{}, {}], dtype=object)}, "expected uint8"),
+        ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, "expected uint8"),
     ],
 )
 def test_other_content_is_one_clear_line(arrays: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
@@ -66,6 +70,19 @@ def test_other_content_is_one_clear_line(arrays: dict[str, np.ndarray], message:
     with pytest.raises(CodaError, match=message) as raised:
         AdmArchive(tmp_path / "other.npz")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("shape", [(-2, 4, 4, 3), (10**12, 4, 4, 3), (2, 10**9, 10**9, 3)])
+def test_an_absurd_shape_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("arr_0.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with pytest.raises(CodaError, match="expected uint8"):
+        AdmArchive(tmp_path / "a.npz")
+
+
+def test_labels_that_are_not_labels_are_reported(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8), arr_1=np.zeros(3))
+    assert "not one integer per image" in open_image_set(tmp_path / "a.npz").description["labels"]
 
 
 def test_no_file_and_no_archive(tmp_path: Path) -> None:
