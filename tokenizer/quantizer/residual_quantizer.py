@@ -240,7 +240,7 @@ class ResidualQuantizer(StrictModel):
             raise CodaError(
                 f"latents have shape {tuple(latents.shape)}, expected (B, {self.config.latent_channels}, h, w)"
             )
-        if not len(latents):
+        if latents.shape[0] == 0:
             raise CodaError("there are no latents to quantize: the batch is empty")
         latents = latents.to(torch.promote_types(self.codebook.weight.dtype, torch.float32))
         if not torch.compiler.is_compiling() and not bool(latents.isfinite().all()):

@@ -122,7 +122,7 @@ class ContinuousVAE(StrictModel):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode normalized latents (B, C, h, w) to images (B, 3, H, W), about [-1, 1] and not clamped."""
-        if not len(latents):
+        if latents.shape[0] == 0:  # not `len`, which would fix the batch of an exported graph
             raise CodaError("there are no latents to decode: the batch is empty")
         z = self.denormalize(latents.to(self.dtype))
         if self._tiles is None:
@@ -186,13 +186,13 @@ class ContinuousVAE(StrictModel):
     def _check_images(self, images: torch.Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != 3:
             raise CodaError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W)")
-        count, _, height, width = images.shape
+        height, width = images.shape[-2:]
         fixed = self.spec.fixed_size(self.autoencoder.config) if self.spec.fixed_size else None
         if fixed is not None and (height, width) != (fixed, fixed):
             raise CodaError(f"images are {height}x{width}; this VAE takes {fixed}x{fixed} alone")
         if height % self.factor or width % self.factor or not height or not width:
             raise CodaError(f"images are {height}x{width}; this VAE takes multiples of {self.factor}")
-        if not count:
+        if images.shape[0] == 0:
             raise CodaError("there are no images to encode: the batch is empty")
         if not images.is_floating_point():
             raise CodaError(f"images are {str(images.dtype).removeprefix('torch.')}, expected float in [-1, 1]")
