@@ -1,6 +1,6 @@
 """The transformer's parts: attention within a level, SwiGLU, modulation by a condition, positions.
 
-B pictures · N cells, the packed cells of one or several levels · V levels among them
+B images · N cells, the packed cells of one or several levels · V levels among them
 D hidden width · H heads · F width of the MLP · R rank of the modulation
 """
 
@@ -17,15 +17,15 @@ from torch import nn
 
 from coda.tokenizer.layout import Grid
 
-# Bands of the position features, in periods per picture: from half a period to the Nyquist limit of a 32-cell grid.
+# Bands of the position features, in periods per image: from half a period to the Nyquist limit of a 32-cell grid.
 _LOWEST_BAND, _HIGHEST_BAND, _NUM_BANDS = 0.5, 16.0, 16
 POSITION_FEATURES = 4 * _NUM_BANDS
 
 
 class LevelAttentionProcessor:
-    """Attention of every level by itself, through diffusers' dispatcher.
+    """Attention within each level, through diffusers' dispatcher.
 
-    Packed levels are split and attended one after the other: the cost is Σ n_l², and no mask of N × N is ever made.
+    Packed levels are attended one after the other: the cost is Σ n_l², and no (N, N) mask is needed.
     """
 
     _attention_backend: AttentionBackendName | None = None  # what model.set_attention_backend(…) sets
@@ -41,7 +41,7 @@ class LevelAttentionProcessor:
 
 
 class Attention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention with normalised queries and keys (QK-norm), no biases."""
+    """Multi-head self-attention with normalized queries and keys (QK-norm), no biases."""
 
     _default_processor_cls: Any = LevelAttentionProcessor
     _available_processors = [LevelAttentionProcessor]  # noqa: RUF012  diffusers declares it so
@@ -78,10 +78,10 @@ class SwiGLU(nn.Module):
 
 
 class Modulation(nn.Module):
-    """What a condition does to a block: `parts` vectors of width D, all zero at the start (adaLN-zero).
+    """`parts` modulation vectors of width D from a condition, all zero at the start (adaLN-zero).
 
-    DiT (arXiv 2212.09748, Section 3.2) spends 6·D² weights on it in every block, a third of the whole model. Ours go
-    through R dimensions: the condition is only a class and a level.
+    DiT (arXiv 2212.09748, Section 3.2) has 6·D² weights for it in every block, a third of the whole model. Here the
+    condition, only a class and a level, goes through R dimensions.
     """
 
     def __init__(self, width: int, rank: int, parts: int) -> None:
@@ -99,7 +99,7 @@ class Modulation(nn.Module):
 
 
 def modulated_norm(hidden: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """LayerNorm whose affine part comes from the condition."""
+    """LayerNorm with shift and scale from the condition."""
     return torch.addcmul(shift, F.layer_norm(hidden, hidden.shape[-1:]), 1 + scale)
 
 
@@ -121,21 +121,21 @@ class Block(nn.Module):
             hidden: (B, N, D).
             condition: (B, V, D), class and level of each packed level.
             cells: Cells per packed level; their sum is N.
-            level_of_cell: (N,) place of the cell's level among the V packed ones.
+            level_of_cell: (N,) index of the cell's level among the V packed ones.
         """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition, level_of_cell)
         hidden = hidden + gate_a * self.attention(modulated_norm(hidden, shift_a, scale_a), cells)
         return hidden + gate_m * self.mlp(modulated_norm(hidden, shift_m, scale_m))
 
 
-def position_features(side: Grid) -> torch.Tensor:
-    """Sines and cosines of the cells' centres in [0, 1]², row by row: (h·w, POSITION_FEATURES).
+def position_features(grid: Grid) -> torch.Tensor:
+    """Sines and cosines of the cells' centers in [0, 1]², row by row: (h·w, POSITION_FEATURES).
 
-    Cells of different levels that lie on the same place get the same features, whatever the side of their level.
+    Cells at the same place of the image get the same features, whatever the grid of their level.
     """
-    axes = [(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in side]
-    centres = torch.cartesian_prod(*axes)  # (h·w, 2): y, x
+    axes = [(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in grid]
+    centers = torch.cartesian_prod(*axes)  # (h·w, 2): y, x
     ratio = _HIGHEST_BAND / _LOWEST_BAND
     bands = _LOWEST_BAND * ratio ** (torch.arange(_NUM_BANDS, dtype=torch.float64) / (_NUM_BANDS - 1))
-    angles = (2 * torch.pi * centres[:, :, None] * bands).flatten(1)  # (h·w, 2·bands)
+    angles = (2 * torch.pi * centers[:, :, None] * bands).flatten(1)  # (h·w, 2·bands)
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()

@@ -195,18 +195,10 @@ class CodaPipeline(DiffusionPipeline):
         callback_tensors: Sequence[str] = ("codes",),
         on_level_end: Hook | None = None,
     ) -> torch.Tensor:
-        """Sample codes (N, T), `batch_size` images at a time, with the progress bar.
+        """Sample codes (N, T), `batch_size` images at a time, with the progress bar. Other arguments: as in a call.
 
-        Args:
-            labels: Class of each image; None for no class, which is sampled without guidance.
-            generators: One per image.
-            guidance_scale: As in a call.
-            num_inference_steps: As in a call.
-            known: (codes (N, T), keep (N, T) bool): cells that are given and stay as they are.
-            batch_size: As in a call.
-            callback: As in a call.
-            callback_tensors: As in a call.
-            on_level_end: See `coda.generator.sample_codes`.
+        `labels` are the class of each image, None for no class; `known` is (codes (N, T), keep (N, T) bool), cells that
+        are given and stay as they are; `on_level_end` is that of `coda.generator.sample_codes`.
         """
         check_integer("batch_size", batch_size, 1, _MOST_IMAGES)
         if not labels:

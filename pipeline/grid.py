@@ -1,4 +1,4 @@
-"""Pictures side by side, with a line of text above each."""
+"""Images side by side, with a line of text above each."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-_GAP = 4  # pixels between pictures and around them
-_PAPER, _INK = (255, 255, 255), (32, 32, 32)
+_GAP = 4  # pixels between images and around them
+_BACKGROUND, _TEXT = (255, 255, 255), (32, 32, 32)
 
 
 def labelled_grid(
@@ -17,20 +17,19 @@ def labelled_grid(
     columns: int | None = None,
     smallest: int = 128,
 ) -> Image.Image:
-    """One picture that shows `images` row by row.
+    """One image that shows `images` row by row.
 
     Args:
-        images: Pictures of any size; a cell is as large as the largest of them.
-        labels: One line per picture, written above it and cut where it is wider than its cell.
-        columns: Pictures per row; by default about as many as there are rows.
-        smallest: Pictures whose shorter edge is below this many pixels are enlarged by a whole factor, so that
-            their pixels stay visible as they are and the labels can be read. 1 leaves them alone.
+        images: Images of any size; a cell is as large as the largest of them.
+        labels: One line per image, written above it and shortened to the width of the cell.
+        columns: Images per row; by default about as many as there are rows.
+        smallest: Images with a shorter edge below this many pixels are enlarged by a whole factor, pixel by pixel.
 
     Raises:
-        ValueError: There is no picture, or the labels are not one per picture.
+        ValueError: If there is no image, or not one label per image.
     """
     if not images or (labels is not None and len(labels) != len(images)):
-        raise ValueError(f"{len(images)} pictures and {len(labels or [])} labels: a grid needs one label per picture")
+        raise ValueError(f"{len(images)} images and {len(labels or [])} labels: a grid needs one label per image")
     shown = [_enlarged(image.convert("RGB"), smallest) for image in images]
     width, height = max(image.width for image in shown), max(image.height for image in shown)
     columns = min(len(shown), columns or math.ceil(math.sqrt(len(shown))))
@@ -39,15 +38,15 @@ def labelled_grid(
 
     rows = math.ceil(len(shown) / columns)
     size = (columns * (width + _GAP) + _GAP, rows * (height + line + _GAP) + _GAP)
-    paper = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(paper)
+    canvas = Image.new("RGB", size, _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
     for position, image in enumerate(shown):
         row, column = divmod(position, columns)
         x, y = _GAP + column * (width + _GAP), _GAP + row * (height + line + _GAP)
         if labels is not None:
-            draw.text((x, y), _cut(labels[position], width, font), fill=_INK, font=font)
-        paper.paste(image, (x, y + line))
-    return paper
+            draw.text((x, y), _cut(labels[position], width, font), fill=_TEXT, font=font)
+        canvas.paste(image, (x, y + line))
+    return canvas
 
 
 def _enlarged(image: Image.Image, smallest: int) -> Image.Image:
@@ -62,7 +61,7 @@ def _line_height(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
 
 
 def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """`text`, or as much of its beginning as fits into `width` pixels with three dots."""
+    """`text`, shortened with three dots if it is wider than `width` pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text

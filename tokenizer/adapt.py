@@ -112,10 +112,13 @@ def _train(
         start = checkpoint.step
         optimizer.load_state_tensors("tokenizer", checkpoint.tensors, updates=start)
         if discriminator is not None:
-            discriminator.load_state_tensors(checkpoint.tensors, max(0, start - settings.adversarial_start))
+            updates = max(0, start - settings.adversarial_start)
+            discriminator.optimizer.load_state_tensors("discriminator", checkpoint.tensors, updates)
 
     def save(done: int) -> None:
-        tensors = optimizer.state_tensors("tokenizer") | (discriminator.state_tensors() if discriminator else {})
+        tensors = optimizer.state_tensors("tokenizer")
+        if discriminator is not None:
+            tensors |= discriminator.optimizer.state_tensors("discriminator")
         config = tokenizer.vae.config
         directory.save(done, tensors, {"shift": config["shift"], "scale": config["scale"]})
 
@@ -131,7 +134,7 @@ def _train(
         for step, batch in enumerate(batches, start):
             images = to_unit(batch.pixels.to(accelerator.device))
             lr = learning_rate(step, settings.steps, settings.lr, settings.warmup)
-            gan_log: dict[str, float] = {}
+            gan_log: dict[str, torch.Tensor] = {}
 
             output = model(images)
             reconstruction = reconstruction_loss(output.reconstructions, images)
@@ -140,7 +143,7 @@ def _train(
                 generator_loss = discriminator.generator_loss(output.reconstructions)
                 weight = accelerator.reduce(tokenizer.adaptive_weight(reconstruction.total, generator_loss), "mean")
                 loss = loss + settings.adversarial_weight * weight * generator_loss
-                gan_log["adaptive_weight"] = float(weight)
+                gan_log["adaptive_weight"] = weight
             accelerator.backward(loss)
             gradient = optimizer.step(lr)
             if discriminator is not None and step >= settings.adversarial_start:
@@ -157,7 +160,8 @@ def _train(
                     "codes": output.codes.unique().numel(),  # different ones in this batch
                 }
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], codes=figures["codes"])
-                directory.log(done, **figures, **gan_log, gradient=float(gradient), lr=lr, skipped=skipped)
+                figures |= {name: float(value) for name, value in gan_log.items()}
+                directory.log(done, **figures, gradient=float(gradient), lr=lr, skipped=skipped)
             if done % checkpoint_every == 0 and done < settings.steps:
                 save(done)
     if skipped:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import logging
 import os
 import re
@@ -73,8 +72,7 @@ def reopen_closed_streams() -> None:
             number = os.open(os.devnull, os.O_WRONLY)  # that of the closed stream, which the next file would get
             setattr(sys, name, sys.stderr or os.fdopen(number, "w"))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
 
 
 def reason(error: BaseException) -> str:

@@ -1,8 +1,6 @@
 """Training from a cache alone."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -192,21 +190,3 @@ def test_a_damaged_cache_is_refused_in_one_line(make_cache, tmp_path, file, arra
 def test_a_diverged_training_is_reported(cache, tmp_path):
     with pytest.raises(CodaError, match="diverged"):
         train_maskgit(cache, tmp_path / "out", quick(lr=1e38), CPU)
-
-
-def test_no_vae_is_made(cache, tmp_path):
-    """Every autoencoder has a convolution: making one at all ends the training."""
-    code = f"""
-import torch
-def forbidden(self, *args, **kwargs):
-    raise RuntimeError("a VAE is being made")
-torch.nn.Conv2d.__init__ = forbidden
-from coda.tokenizer import ContinuousVAE
-ContinuousVAE.__init__ = forbidden
-from coda.generator import train_maskgit
-from coda.generator.settings import MaskGitSettings
-from coda.tokenizer.settings import RunOptions
-train_maskgit({str(cache)!r}, {str(tmp_path / "out")!r}, MaskGitSettings(**{QUICK!r}), RunOptions(device="cpu"))
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd="/", capture_output=True, text=True)
-    assert (tmp_path / "out" / "config.json").is_file()

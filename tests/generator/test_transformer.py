@@ -104,21 +104,15 @@ def test_round_trip_keeps_every_bit(model, batch, tmp_path):
     assert MaskGitScheduler.from_pretrained(tmp_path, subfolder="scheduler").config.num_inference_steps == 9
 
 
-@pytest.mark.parametrize("lost", ["value_table", "blocks.1.mlp.up.weight"])
-def test_a_missing_weight_is_an_error(model, tmp_path, lost):
+def test_missing_and_unknown_weights_are_an_error(model, tmp_path):
     model.save_pretrained(tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(file)
-    del tensors[lost]
-    save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(CodaError, match=f"{lost} missing"):
-        MaskGitTransformer.from_pretrained(tmp_path)
-
-
-def test_an_unknown_weight_is_an_error(model, tmp_path):
-    model.save_pretrained(tmp_path)
-    file = tmp_path / "diffusion_pytorch_model.safetensors"
-    save_file(load_file(file) | {"stray": torch.zeros(1)}, file, {"format": "pt"})
+    whole = load_file(file)
+    for lost in ("value_table", "blocks.1.mlp.up.weight"):
+        save_file({name: tensor for name, tensor in whole.items() if name != lost}, file, {"format": "pt"})
+        with pytest.raises(CodaError, match=f"{lost} missing"):
+            MaskGitTransformer.from_pretrained(tmp_path)
+    save_file(whole | {"stray": torch.zeros(1)}, file, {"format": "pt"})
     with pytest.raises(CodaError, match="stray unexpected"):
         MaskGitTransformer.from_pretrained(tmp_path)
 
@@ -155,9 +149,28 @@ def test_every_config_field_changes_the_model(model, tmp_path):
         assert seen(config | {field: value}) != seen(config), field
 
 
-def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(CodaError, match="not a multiple of the 3"):
-        MaskGitTransformer([1, 2], 8, 3, 2, hidden_size=32, num_heads=3)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(num_heads=0), dict(num_heads=3), dict(num_heads=2.0), dict(depth=10**6), dict(hidden_size=0),
+        dict(depth=900, hidden_size=16_384), dict(hidden_size="32"), dict(sides=[1, 30_000]), dict(mlp_ratio=10.0**9),
+        dict(codebook_size=10**12), dict(latent_channels=True), dict(num_classes=10**12), dict(mlp_ratio=float("nan")),
+        dict(modulation_rank=-3), dict(class_labels=[5]), dict(class_labels="abc"), dict(class_names=[1]),
+        dict(class_names=["a"] * 6), dict(tokenizer_fingerprint=["f"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_config_out_of_bounds_is_one_line(model, wrong, tmp_path):
+    model.save_config(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | wrong))
+    for load in (
+        lambda: MaskGitTransformer(**dict(model.config) | wrong),
+        lambda: MaskGitTransformer.from_pretrained(tmp_path),
+    ):
+        with pytest.raises(CodaError) as error:
+            load()
+        assert "\n" not in str(error.value)
 
 
 def test_a_value_table_of_another_codebook_is_refused(model):

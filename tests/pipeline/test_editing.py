@@ -1,4 +1,4 @@
-"""Sampling a region of a photograph anew, and leaving the rest alone."""
+"""Sampling a region of an image again, and leaving the rest alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BOX = (8, 0, 16, 8)  # the upper right quarter
 
 
 @pytest.fixture(scope="module")
-def photograph() -> torch.Tensor:
+def image() -> torch.Tensor:
     torch.manual_seed(3)
     return torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4) * 2 - 1, size=16, mode="bilinear")[0]
 
@@ -52,8 +52,8 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
-def test_outside_of_the_region_every_pixel_stays(pipeline: CodaPipeline, photograph: torch.Tensor) -> None:
-    edit = inpaint(pipeline, photograph, BOX, "cats", num_images=3, generator=1)
+def test_outside_of_the_region_every_pixel_stays(pipeline: CodaPipeline, image: torch.Tensor) -> None:
+    edit = inpaint(pipeline, image, BOX, "cats", num_images=3, generator=1)
     before, outside = _pixels(edit.original), np.asarray(edit.mask) == 0
     assert outside.sum() == 16 * 16 - 8 * 8
     for image in edit.images:
@@ -63,32 +63,32 @@ def test_outside_of_the_region_every_pixel_stays(pipeline: CodaPipeline, photogr
     assert edit.outside_psnr is not None and len(edit.outside_psnr) == 3
 
 
-def test_without_a_composite_it_is_what_the_decoder_gives(pipeline: CodaPipeline, photograph: torch.Tensor) -> None:
-    edit = inpaint(pipeline, photograph, BOX, "cats", generator=1, composite=False)
+def test_without_a_composite_it_is_what_the_decoder_gives(pipeline: CodaPipeline, image: torch.Tensor) -> None:
+    edit = inpaint(pipeline, image, BOX, "cats", generator=1, composite=False)
     decoded = pipeline.decode(edit.codes)
     assert (_pixels(edit.images[0]) == ((decoded[0] + 1) * 127.5).round().movedim(0, -1).numpy()).all()
-    assert torch.equal(edit.codes, inpaint(pipeline, photograph, BOX, "cats", generator=1).codes)
+    assert torch.equal(edit.codes, inpaint(pipeline, image, BOX, "cats", generator=1).codes)
     outside = np.asarray(edit.mask) == 0
     error = (_pixels(edit.images[0]) - _pixels(edit.original))[outside]
     assert edit.outside_psnr == pytest.approx([10 * np.log10(255**2 / (error**2).mean())])
 
 
-def test_only_the_codes_of_the_region_are_sampled(pipeline: CodaPipeline, photograph: torch.Tensor) -> None:
+def test_only_the_codes_of_the_region_are_sampled(pipeline: CodaPipeline, image: torch.Tensor) -> None:
     layout = pipeline.tokenizer.layout
-    edit = inpaint(pipeline, photograph, BOX, "cats", generator=[1, 2], num_images=2, keep_levels=3)
+    edit = inpaint(pipeline, image, BOX, "cats", generator=[1, 2], num_images=2, keep_levels=3)
     assert edit.resampled == 16, "the quarter of the last level's cells"
-    before = layout.split(pipeline.tokenizer.encode(photograph[None]))
+    before = layout.split(pipeline.tokenizer.encode(image[None]))
     after = layout.split(edit.codes)
     assert all(torch.equal(a, b.expand_as(a)) for a, b in zip(after[:3], before[:3], strict=True))
     changed = after[3] != before[3]
     assert changed[:, :4, 4:].any() and not changed[:, 4:].any() and not changed[:, :, :4].any()
 
 
-def test_what_stays_is_looked_up_again_under_new_coarse_codes(nearest: CodaPipeline, photograph: torch.Tensor) -> None:
-    layout, latents = nearest.tokenizer.layout, nearest.vae.encode(photograph[None])
+def test_kept_codes_are_quantized_again_under_new_coarse_codes(nearest: CodaPipeline, image: torch.Tensor) -> None:
+    layout, latents = nearest.tokenizer.layout, nearest.vae.encode(image[None])
     own = nearest.quantizer.encode(latents)
     # A cell that lies in the region only in part is sampled too: level 0 as a whole, most of level 1.
-    edit = inpaint(nearest, photograph, BOX, "cats", num_images=8, generator=1, coverage=0.1)
+    edit = inpaint(nearest, image, BOX, "cats", num_images=8, generator=1, coverage=0.1)
     keep = cells_to_keep(layout, region_mask(BOX, (16, 16)), 0, 0.1)
     assert edit.resampled == int((~keep).sum()) and not keep[0]
     table = nearest.quantizer.value_table()
@@ -96,7 +96,7 @@ def test_what_stays_is_looked_up_again_under_new_coarse_codes(nearest: CodaPipel
     def error_outside(codes: torch.Tensor) -> float:
         latent = prefix_latents(codes, layout, table)[-1]
         outside = torch.ones(8, 8, dtype=torch.bool)
-        outside[:5, 3:] = False  # bicubic enlargement and the region's own cells reach one cell further
+        outside[:5, 3:] = False  # bicubic upsampling and the region's own cells reach one cell further
         return float((latent - latents)[..., outside].square().mean())
 
     left_alone = torch.where(keep, own, edit.codes)
@@ -104,14 +104,14 @@ def test_what_stays_is_looked_up_again_under_new_coarse_codes(nearest: CodaPipel
     assert error_outside(edit.codes) < 2 * error_outside(own)
 
 
-def test_seeds_and_batches(pipeline: CodaPipeline, photograph: torch.Tensor) -> None:
-    whole = inpaint(pipeline, photograph, BOX, 0, num_images=5, generator=4)
-    parts = inpaint(pipeline, photograph, BOX, 0, num_images=5, generator=4, batch_size=2)
+def test_seeds_and_batches(pipeline: CodaPipeline, image: torch.Tensor) -> None:
+    whole = inpaint(pipeline, image, BOX, 0, num_images=5, generator=4)
+    parts = inpaint(pipeline, image, BOX, 0, num_images=5, generator=4, batch_size=2)
     assert torch.equal(whole.codes, parts.codes)
-    assert torch.equal(inpaint(pipeline, photograph, BOX, 0, generator=4).codes, whole.codes[:1])
+    assert torch.equal(inpaint(pipeline, image, BOX, 0, generator=4).codes, whole.codes[:1])
 
 
-def test_painting_on_around_a_photograph(pipeline: CodaPipeline, photograph: torch.Tensor) -> None:
+def test_outpainting_keeps_the_image(pipeline: CodaPipeline, image: torch.Tensor) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
     edit = outpaint(pipeline, image, (4, 8, 12, 16), "dogs", generator=1)
     assert (_pixels(edit.images[0])[8:16, 4:12] == np.asarray(image)).all()
@@ -121,37 +121,54 @@ def test_painting_on_around_a_photograph(pipeline: CodaPipeline, photograph: tor
     assert in_shares.images == edit.images
 
 
-def test_varying_keeps_the_coarse_levels(pipeline: CodaPipeline, photograph: torch.Tensor) -> None:
+def test_varying_keeps_the_coarse_levels(pipeline: CodaPipeline, image: torch.Tensor) -> None:
     layout = pipeline.tokenizer.layout
-    before = layout.split(pipeline.tokenizer.encode(photograph[None]))
-    edit = vary(pipeline, photograph, num_images=2, generator=1)
+    before = layout.split(pipeline.tokenizer.encode(image[None]))
+    edit = vary(pipeline, image, num_images=2, generator=1)
     after = layout.split(edit.codes)
     assert edit.resampled == 16 + 64 and edit.outside_psnr is None
     assert all(torch.equal(a, b.expand_as(a)) for a, b in zip(after[:2], before[:2], strict=True))
     assert not torch.equal(after[2][0], before[2][0]) and not torch.equal(after[2][0], after[2][1])
-    assert vary(pipeline, photograph, keep_levels=3, generator=1).resampled == 64
+    assert vary(pipeline, image, keep_levels=3, generator=1).resampled == 64
 
 
-def test_changing_the_class_depends_on_the_class(pipeline: CodaPipeline, photograph: torch.Tensor) -> None:
-    cat, dog = (change_class(pipeline, photograph, label, generator=[1]) for label in ("cats", 1))
+def test_changing_the_class_depends_on_the_class(pipeline: CodaPipeline, image: torch.Tensor) -> None:
+    cat, dog = (change_class(pipeline, image, label, generator=[1]) for label in ("cats", 1))
     assert cat.resampled == 84 and not torch.equal(cat.codes, dog.codes)
     assert cat.images[0].tobytes() != dog.images[0].tobytes()
 
 
-def test_a_mask_image_and_a_box_mean_the_same(pipeline: CodaPipeline, photograph: torch.Tensor, tmp_path: Path) -> None:
+def test_a_mask_image_and_a_box_mean_the_same(tmp_path: Path) -> None:
     painted = Image.new("L", (64, 64))
     painted.paste(255, (32, 0, 64, 32))
     painted.save(tmp_path / "mask.png")
+    on_transparency = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    on_transparency.paste((255, 255, 255, 255), (32, 0, 64, 32))
+    holes = Image.merge("LA", (Image.new("L", (64, 64), 255), painted))
     expected = region_mask(BOX, (16, 16))
     assert torch.equal(region_mask((0.5, 0, 1, 0.5), (16, 16)), expected)
-    for region in (painted, tmp_path / "mask.png", str(tmp_path / "mask.png"), expected):
+    masks = [painted, tmp_path / "mask.png", str(tmp_path / "mask.png"), on_transparency, holes, expected]
+    for region in [*masks, holes.convert("RGBA").quantize()]:
         assert torch.equal(region_mask(region, (16, 16)), expected)
+
+
+def test_a_mask_has_the_shape_of_the_image(pipeline: CodaPipeline, tmp_path: Path) -> None:
+    wide = Image.new("RGB", (48, 32), (9, 99, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown upright it is 32 wide and 48 high
+    wide.save(tmp_path / "turned.png", exif=exif)
+    for image, fits, differs in ((wide, (96, 64), (64, 96)), (tmp_path / "turned.png", (32, 48), (48, 32))):
+        for size in (fits, (16, 16)):
+            assert inpaint(pipeline, image, Image.new("L", size, 255), generator=1).resampled == 85
+        for size in (differs, (32, 32)):
+            with pytest.raises(CodaError, match="shapes differ"):
+                inpaint(pipeline, image, Image.new("L", size, 255))
 
 
 def test_cells_count_by_their_share_of_the_region() -> None:
     layout = CodeLayout((1, 2, 4), 8)
     mask = torch.zeros(16, 16, dtype=torch.bool)
-    mask[:8, 6:16] = True  # 5/16 of the picture; the upper left quarter to 1/4
+    mask[:8, 6:16] = True  # 5/16 of the image; the upper left quarter to 1/4
 
     def sampled(coverage: float, keep_levels: int = 0) -> list[list[int]]:
         keep = cells_to_keep(layout, mask, keep_levels, coverage)
@@ -163,21 +180,21 @@ def test_cells_count_by_their_share_of_the_region() -> None:
     assert sampled(0.25, keep_levels=2) == [[], [], [1, 2, 3, 5, 6, 7]]
 
 
-def test_no_class_is_a_class_too(pipeline: CodaPipeline, photograph: torch.Tensor) -> None:
-    none = inpaint(pipeline, photograph, BOX, generator=[1])
-    assert torch.equal(none.codes, inpaint(pipeline, photograph, BOX, generator=[1], guidance_scale=7.0).codes)
-    assert not torch.equal(none.codes, inpaint(pipeline, photograph, BOX, "cats", generator=[1]).codes)
+def test_no_class_has_no_guidance(pipeline: CodaPipeline, image: torch.Tensor) -> None:
+    none = inpaint(pipeline, image, BOX, generator=[1])
+    assert torch.equal(none.codes, inpaint(pipeline, image, BOX, generator=[1], guidance_scale=7.0).codes)
+    assert not torch.equal(none.codes, inpaint(pipeline, image, BOX, "cats", generator=[1]).codes)
 
 
-def test_half_precision(photograph: torch.Tensor) -> None:
-    edit = inpaint(make_pipeline().to(torch.bfloat16), photograph, BOX, "cats", generator=1, coverage=0.1)
+def test_half_precision(image: torch.Tensor) -> None:
+    edit = inpaint(make_pipeline().to(torch.bfloat16), image, BOX, "cats", generator=1, coverage=0.1)
     assert edit.codes.shape == (1, 85) and 0 <= edit.codes.min() <= edit.codes.max() < 32
 
 
-def test_one_picture_shows_it_all(pipeline: CodaPipeline, photograph: torch.Tensor) -> None:
-    edit = inpaint(pipeline, photograph, BOX, "cats", num_images=2, generator=1)
+def test_the_grid_shows_everything(pipeline: CodaPipeline, image: torch.Tensor) -> None:
+    edit = inpaint(pipeline, image, BOX, "cats", num_images=2, generator=1)
     assert edit.grid().width > 2 * 128 and edit.grid().height > 2 * 128
-    everywhere = vary(pipeline, photograph, num_images=1, generator=1)
+    everywhere = vary(pipeline, image, num_images=1, generator=1)
     assert everywhere.grid().height < 2 * 128, "no region to show"
 
 
@@ -186,6 +203,7 @@ def test_one_picture_shows_it_all(pipeline: CodaPipeline, photograph: torch.Tens
     [
         ({"region": (8, 8, 8, 12)}, "within the image of 16x16"),
         ({"region": (0, 0, 17, 8)}, "within the image"),
+        ({"region": (0, 0, float("nan"), 8)}, r"not \(left"),
         ({"region": (0, 0, 8)}, r"not \(left"),
         ({"region": torch.zeros(16, 16, dtype=torch.bool)}, "empty"),
         ({"region": torch.ones(8, 8, dtype=torch.bool)}, "expected torch.bool"),
@@ -198,8 +216,8 @@ def test_one_picture_shows_it_all(pipeline: CodaPipeline, photograph: torch.Tens
     ],
 )
 def test_a_wrong_argument_is_one_line(
-    pipeline: CodaPipeline, photograph: torch.Tensor, settings: dict[str, Any], says: str
+    pipeline: CodaPipeline, image: torch.Tensor, settings: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(CodaError, match=says) as error:
-        inpaint(pipeline, photograph, **{"region": BOX, **settings})
+        inpaint(pipeline, image, **{"region": BOX, **settings})
     assert "\n" not in str(error.value)

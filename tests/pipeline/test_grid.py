@@ -1,4 +1,4 @@
-"""Pictures side by side."""
+"""Images side by side."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ from PIL import Image
 
 from coda.pipeline.grid import labelled_grid
 
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9), (0, 255, 255)]
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9), (0, 255, 255)]
 
 
-def _plain(colour: tuple[int, int, int], size: tuple[int, int] = (150, 140)) -> Image.Image:
-    return Image.new("RGB", size, colour)
+def _plain(color: tuple[int, int, int], size: tuple[int, int] = (150, 140)) -> Image.Image:
+    return Image.new("RGB", size, color)
 
 
 def _areas(grid: Image.Image) -> dict[tuple[int, int, int], int]:
-    colours = grid.getcolors(maxcolors=1 << 20)
-    assert colours is not None
-    return {colour: count for count, colour in colours}
+    colors = grid.getcolors(maxcolors=1 << 20)
+    assert colors is not None
+    return {color: count for count, color in colors}
 
 
-def test_every_picture_is_there_whole_and_in_reading_order() -> None:
-    grid = labelled_grid([_plain(colour) for colour in COLOURS], columns=2)
+def test_every_image_is_there_whole_and_in_reading_order() -> None:
+    grid = labelled_grid([_plain(color) for color in COLORS], columns=2)
     assert grid.width < 3 * 150 and grid.height > 3 * 140
-    assert all(_areas(grid)[colour] == 150 * 140 for colour in COLOURS)
+    assert all(_areas(grid)[color] == 150 * 140 for color in COLORS)
     pixels = np.asarray(grid)
-    first = [np.argwhere((pixels == colour).all(-1))[0].tolist() for colour in COLOURS]
+    first = [np.argwhere((pixels == color).all(-1))[0].tolist() for color in COLORS]
     assert first == sorted(first)
 
 
 def test_labels_are_written_and_hide_no_pixel() -> None:
-    images = [_plain(colour) for colour in COLOURS[:2]]
+    images = [_plain(color) for color in COLORS[:2]]
     bare, labelled = labelled_grid(images), labelled_grid(images, ["cat", "golden retriever " * 20])
     assert labelled.width == bare.width and labelled.height > bare.height
-    assert all(_areas(labelled)[colour] == 150 * 140 for colour in COLOURS[:2])
+    assert all(_areas(labelled)[color] == 150 * 140 for color in COLORS[:2])
     other = labelled_grid(images, ["dog", "golden retriever " * 20])
     assert other.tobytes() != labelled.tobytes()
 
 
-def test_small_pictures_are_enlarged_pixel_by_pixel() -> None:
+def test_small_images_are_enlarged_pixel_by_pixel() -> None:
     small = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
     grid = np.asarray(labelled_grid([small]))
     assert (grid[4:-4:2, 4:-4:2] == np.asarray(small)).all()
     assert labelled_grid([small], smallest=1).size == (72, 72)
 
 
-def test_what_is_no_grid() -> None:
-    with pytest.raises(ValueError, match="0 pictures"):
+def test_a_grid_needs_images_and_a_label_each() -> None:
+    with pytest.raises(ValueError, match="0 images"):
         labelled_grid([])
-    with pytest.raises(ValueError, match="1 pictures and 2 labels"):
-        labelled_grid([_plain(COLOURS[0])], ["a", "b"])
+    with pytest.raises(ValueError, match="1 images and 2 labels"):
+        labelled_grid([_plain(COLORS[0])], ["a", "b"])

@@ -128,7 +128,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_autoencoder() -> Callable[..., Any]:
     """Makes a small autoencoder with random weights: class name, then what differs from the usual."""
     return lambda name="AutoencoderKL", **changes: from_config({"_class_name": name, **SMALL[name], **changes}).eval()

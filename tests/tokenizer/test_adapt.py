@@ -3,7 +3,6 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file
 
 from coda.tokenizer import CodaError, CodaTokenizer, ContinuousVAE
@@ -27,17 +26,9 @@ def images(ramps):
 
 
 @pytest.fixture(scope="module")
-def vae(images):
+def vae(images, small_autoencoder):
     torch.manual_seed(0)
-    autoencoder = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-        layers_per_block=1,
-    )
-    return measure_normalization(ContinuousVAE(autoencoder), [images])
+    return measure_normalization(ContinuousVAE(small_autoencoder()), [images])
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +99,8 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, vae, ramps, content):
     assert content(parts) == content(whole)
 
 
-def test_an_unnormalized_vae_is_measured_once(tmp_path, images, ramps):
-    tiny = ContinuousVAE(
-        AutoencoderTiny(
-            latent_channels=4,
-            encoder_block_out_channels=(8, 8),
-            decoder_block_out_channels=(8, 8),
-            num_encoder_blocks=(1, 1),
-            num_decoder_blocks=(1, 1),
-        )
-    )
+def test_an_unnormalized_vae_is_measured_once(tmp_path, images, ramps, small_autoencoder):
+    tiny = ContinuousVAE(small_autoencoder("AutoencoderTiny"))
     assert tiny.is_unnormalized
     with pytest.raises(KeyboardInterrupt):
         adapt(tiny, ramps(interrupt_at=1 + 2 * 24 + 3), tmp_path / "tokenizer", small(steps=1), CPU)

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from ..foundation.errors import CodaError
 from ..foundation.seeding import EndlessOrder, step_generator
+from ..foundation.worker_processes import load_ahead
 from .decoding import decode_image
 from .pixel_range import to_unit
 from .source import BrokenImage, ImageSource
@@ -112,10 +113,7 @@ def read_batches(
         CodaError: If an item cannot be read (`strict`), or no replacement can (`replace`).
         OSError: If the storage failed.
     """
-    loader = _Loader(dataset, replace)
-    for loaded in _results(loader, requests, workers):
-        if isinstance(loaded, Exception):
-            raise loaded
+    for loaded in load_ahead(_Loader(dataset, replace), requests, workers):
         if strict and loaded.skipped:
             first = loaded.skipped[0]
             raise CodaError(f"{first.key} in {dataset.source.location} {first.reason}")
@@ -210,21 +208,13 @@ def training_batches(
     return read_batches(dataset, requests(), workers, strict, replace=True)
 
 
-class _Loader(Dataset):
-    """Carries out requests. Errors are returned, since torch rewrites the message of those that are raised."""
+class _Loader:
+    """Carries out requests."""
 
     def __init__(self, dataset: ImageDataset, replace: bool) -> None:
         self._dataset, self._replace = dataset, replace
 
-    def __getitem__(self, request: Request) -> ImageBatch | Exception:
-        if get_worker_info() is not None:
-            torch.set_num_threads(1)
-        try:
-            return self._load(request)
-        except (CodaError, OSError, MemoryError) as error:
-            return error
-
-    def _load(self, request: Request) -> ImageBatch:
+    def __getitem__(self, request: Request) -> ImageBatch:
         source = self._dataset.source
         pixels: list[torch.Tensor] = []
         indices: list[int] = []
@@ -271,21 +261,3 @@ class _Loader(Dataset):
                 return i, found
         location, last = self._dataset.source.location, skipped[-1]
         raise CodaError(f"hardly any image in {location} can be read; the last tried, {last.key}, {last.reason}")
-
-
-def _results(loader: _Loader, requests: Iterable[Request], workers: int) -> Iterator[ImageBatch | Exception]:
-    if workers == 0:
-        yield from (loader[request] for request in requests)
-        return
-    # Each request is a batch, so torch's own batching is off.
-    batches = DataLoader(loader, batch_size=None, sampler=requests, num_workers=workers, collate_fn=_unchanged)  # type: ignore[arg-type]
-    try:
-        yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise CodaError("a loading process was killed, perhaps for lack of memory; try fewer --workers") from error
-
-
-def _unchanged(loaded: ImageBatch | Exception) -> ImageBatch | Exception:
-    return loaded

@@ -8,8 +8,6 @@ Shapes: images (B, 3, H, W) in [-1, 1]; logits (B, 1, h, w), one per overlapping
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -68,35 +66,25 @@ class DiscriminatorTrainer:
         seed: Seed of the initial weights.
     """
 
-    _PREFIX = "discriminator"
-
     def __init__(self, accelerator: Accelerator, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed("discriminator", seed))
             self._discriminator = PatchDiscriminator()
         self._accelerator = accelerator
         self._prepared = accelerator.prepare(self._discriminator)
-        self._optimizer = OptimizerWithEMA(self._discriminator, betas=(0.5, 0.9))
+        self.optimizer = OptimizerWithEMA(self._discriminator, betas=(0.5, 0.9))
 
     def generator_loss(self, reconstructions: torch.Tensor) -> torch.Tensor:
         """Loss of the tokenizer: low if the discriminator takes `reconstructions` for images."""
         self._discriminator.requires_grad_(False)
         return hinge_generator_loss(self._discriminator(reconstructions))
 
-    def step(self, images: torch.Tensor, reconstructions: torch.Tensor, lr: float) -> float:
-        """One step of the discriminator; returns its loss."""
+    def step(self, images: torch.Tensor, reconstructions: torch.Tensor, lr: float) -> torch.Tensor:
+        """One step of the discriminator; returns its loss, without gradient."""
         self._discriminator.requires_grad_(True)
         # One pass for both: processes average their gradients once per backward pass.
         real, fake = self._prepared(torch.cat([images, reconstructions.detach()])).chunk(2)
         loss = hinge_discriminator_loss(real, fake)
         self._accelerator.backward(loss)
-        self._optimizer.step(lr)
-        return float(loss.detach())
-
-    def state_tensors(self) -> dict[str, torch.Tensor]:
-        """The discriminator's part of a checkpoint."""
-        return self._optimizer.state_tensors(self._PREFIX)
-
-    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
-        """Restore what `state_tensors` returned after that many steps."""
-        self._optimizer.load_state_tensors(self._PREFIX, tensors, updates)
+        self.optimizer.step(lr)
+        return loss.detach()

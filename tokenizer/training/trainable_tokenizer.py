@@ -67,7 +67,7 @@ class TrainableTokenizer(nn.Module):
 def initialize_from_data(
     vae: ContinuousVAE, quantizer: ResidualQuantizer, source: ImageSource, settings: AdaptSettings, run: RunOptions
 ) -> ContinuousVAE:
-    """Measure the latents if they are unnormalized, fit the codebook, set the quantizer to nearest-neighbor retrieval.
+    """Measure the latents if they are unnormalized, fit the codebook, set `quantizer` to nearest-neighbor retrieval.
 
     Args:
         vae: On the device that does the work.
