@@ -111,7 +111,7 @@ def arguments_of(command: Callable[..., Any]) -> list[Argument]:
 def fire_words(words: Sequence[str], arguments: Sequence[Argument]) -> list[str]:
     """Check the words of a command line, and spell them as `--name=text`, which Fire cannot misread.
 
-    A repeated flag becomes one word with a JSON list of its texts; `convert` takes it apart.
+    The text of a list is a JSON list of its elements; `convert` takes it apart.
 
     Raises:
         UsageError: An unknown flag, a missing value, a flag given twice, or a word too many.
@@ -124,20 +124,20 @@ def fire_words(words: Sequence[str], arguments: Sequence[Argument]) -> list[str]
         if text == "--" and not only_words:
             only_words = True
             continue
+        argument: Argument | None
         if not only_words and _looks_like_flag(text):
             argument, text = _read_flag(text, rest, flags)
         else:
             places = (a for a in arguments if a.positional and (a.kind.many or a.name not in texts))
-            argument = next(places, None) or _refuse_word(text)
+            argument = next(places, None)
+        if argument is None:
+            raise UsageError(f'unexpected "{text}": flags are written --flag VALUE')
         if argument.name in texts and not argument.kind.many:
             raise UsageError(f"{argument.label} is given twice")
-        texts.setdefault(argument.name, []).append(text)
+        split = argument.kind.many and argument.kind.split
+        texts.setdefault(argument.name, []).extend(map(str.strip, text.split(",")) if split else [text])
     many = {argument.name for argument in arguments if argument.kind.many}
     return [f"--{name}={json.dumps(found) if name in many else found[0]}" for name, found in texts.items()]
-
-
-def _refuse_word(text: str) -> Argument:
-    raise UsageError(f'unexpected "{text}": flags are written --flag VALUE')
 
 
 def _read_flag(word: str, rest: list[str], flags: Mapping[str, Argument]) -> tuple[Argument, str]:
@@ -172,49 +172,35 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def convert(argument: Argument, text: str) -> Any:
-    """The value of one of `fire_words`: what Fire calls to parse the text of `argument`.
+    """The value of one of `fire_words`; Fire calls this to parse the text of `argument`.
 
     Raises:
         UsageError: If the text does not fit the argument's type and bounds.
     """
-    if not argument.kind.many:
-        return _convert_one(argument, text)
-    found: tuple[Any, ...] = ()
-    for part in json.loads(text):
-        value = _convert_one(argument, part)
-        if value is None:
-            return None
-        found += value
-    return found
+    kind = argument.kind
+    texts = json.loads(text) if kind.many else [text]
+    if kind.optional and texts == ["none"] and (kind.base not in (str, Path) or kind.choices or kind.parsed):
+        return None
+    values = tuple(_convert_one(argument, one) for one in texts)
+    return values if kind.many else values[0]
 
 
 def _convert_one(argument: Argument, text: str) -> Any:
     kind = argument.kind
-    if kind.optional and text == "none" and (kind.base not in (str, Path) or kind.choices or kind.parsed):
-        return None
     try:
-        if not kind.many:
-            return _element(kind, text)
-        return (
-            tuple(_element(kind, part.strip()) for part in text.split(",")) if kind.split else (_element(kind, text),)
-        )
+        value: Any = text or None
+        if kind.choices:
+            value = next((choice for choice in kind.choices if str(choice) == text), None)
+        elif kind.base is bool:
+            value = _TRUTHS.get(text)
+        elif kind.base in _NUMBERS and not kind.parsed:
+            value = kind.base(text) if re.fullmatch(_NUMBERS[kind.base], text) else None
+        if value is not None:
+            return kind.check_one(value)
     except ValueError:
-        several = " (several: comma-separated)" if kind.many and kind.split else ""
-        raise UsageError(f'{argument.label} "{text}" is not {kind.what}{several}') from None
-
-
-def _element(kind: Kind, text: str) -> Any:
-    """One element; ValueError if the text does not fit."""
-    if not text:
-        raise ValueError
-    value: Any = text
-    if kind.choices:
-        value = next((choice for choice in kind.choices if str(choice) == text), None)
-    elif kind.base is bool:
-        value = _TRUTHS.get(text)
-    elif kind.base in _NUMBERS and not kind.parsed:
-        value = kind.base(text) if re.fullmatch(_NUMBERS[kind.base], text) else None
-    return kind.check_one(value)
+        pass
+    several = " (several: comma-separated)" if kind.many and kind.split else ""
+    raise UsageError(f'{argument.label} "{text}" is not {kind.what}{several}')
 
 
 def resolve(given: Mapping[str, Any], arguments: Iterable[Argument], config: Mapping[str, Any]) -> dict[str, Any]:

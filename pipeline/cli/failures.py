@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import re
@@ -72,7 +73,8 @@ def reopen_closed_streams() -> None:
             number = os.open(os.devnull, os.O_WRONLY)  # that of the closed stream, which the next file would get
             setattr(sys, name, sys.stderr or os.fdopen(number, "w"))
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
 
 
 def reason(error: BaseException) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from coda.tokenizer.foundation.settings import Unsplit
+
 from ..cli.arguments import Help
 from .flags import Out, Overwrite
 
-Parts = Annotated[tuple[Path, ...], Help("Code caches that tokenize-dataset --part 1/n ... n/n made, in any order.")]
+Parts = Annotated[
+    tuple[Path, ...], Unsplit, Help("Code caches that tokenize-dataset --part 1/n ... n/n made, in any order.")
+]
 
 
 def merge_cache(parts: Parts, *, out: Out = Path("runs/cache"), overwrite: Overwrite = False) -> str:

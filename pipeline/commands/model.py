@@ -30,8 +30,11 @@ def open_pipeline(source: ModelOptions, placement: Placement) -> CodaPipeline:
         CodaError: If the generator's training is not finished, the tokenizer is missing, something cannot be loaded,
             or the two do not belong together.
     """
+    from coda.tokenizer.foundation.device import resolve_device
+
     from ..coda_pipeline import CodaPipeline
 
+    resolve_device(placement.device)  # is refused before anything is loaded
     model, tokenizer = source.model, source.tokenizer
     folder = Path(model).expanduser()
     is_generator = (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 from coda.tokenizer.foundation.errors import shown
-from coda.tokenizer.foundation.settings import Count
+from coda.tokenizer.foundation.settings import Count, Unsplit
 
 from ..cli.arguments import Help
 from .flags import Out, Overwrite, Placement, Tokenizer, TokenizerSize
 
 _OVERLAP = 64  # pixels over which neighboring tiles are blended, if they are large enough
 _KINDS = ("original", "reconstruction", "difference")
-Images = Annotated[tuple[Path, ...], Help("Images; they are scaled and cropped.")]
+Images = Annotated[tuple[Path, ...], Unsplit, Help("Images; they are scaled and cropped.")]
 Levels = Annotated[Count | None, Help("Use only this many levels, the coarsest; by default all.")]
 Tile = Annotated[
     Count | None, Help("Encode and decode in tiles of this many pixels, to save memory; by default in one piece.")

@@ -56,7 +56,7 @@ class Numbers(Settings):
 
 def command(
     image: Annotated[Path, Help("An image.")],
-    more: Annotated[tuple[Path, ...], Help("More images.")] = (),
+    more: Annotated[tuple[Path, ...], Unsplit, Help("More images.")] = (),
     *,
     data: Annotated[str, Help("Data.")],
     out: Annotated[Path, Help("Output.")] = Path("runs/x"),
@@ -107,7 +107,7 @@ def of(*words: str) -> dict[str, Any]:
         (["--overwrite=true"], "overwrite", True),
         (["--no-composite"], "composite", False),
         (["--composite=false"], "composite", False),
-        (["b.jpg", "c.jpg"], "more", (Path("b.jpg"), Path("c.jpg"))),
+        (["b,1.jpg", "c.jpg"], "more", (Path("b,1.jpg"), Path("c.jpg"))),
         (["--", "--odd.jpg"], "more", (Path("--odd.jpg"),)),
         ([], "steps", None),
     ],
@@ -139,8 +139,8 @@ def test_values_have_the_type_of_the_signature(words: list[str], name: str, valu
         (["--guidance", "inf"], '--guidance "inf" is not a number'),
         (["--dropout", "1.1"], "at least 0 and at most 1"),
         (["--rate", "0"], "more than 0"),
-        (["--steps", "1,,2"], '--steps "1,,2" is not a whole number, at least 1 (several: comma-separated)'),
-        (["--steps", "1,x"], '--steps "1,x" is not'),
+        (["--steps", "1,,2"], '--steps "" is not a whole number, at least 1 (several: comma-separated)'),
+        (["--steps", "1,x"], '--steps "x" is not'),
         (["--sides", "2x"], "not a side like 4 or 2x4"),
         (["--norm", "batch"], '--norm "batch" is not one of rms, layer'),
         (["--device", "gpu"], "not a device: auto, cpu"),

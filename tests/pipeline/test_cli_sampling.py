@@ -189,6 +189,20 @@ def test_reconstructions_are_described(saved: Path, photograph: Path, capsys: py
     assert last == "Made r/photo.png"
 
 
+def test_no_reconstruction_is_written_over_another(saved: Path) -> None:
+    images = ["dog.png", "b/dog.png", "dog-1.png", "dog-original.png", "DOG.png"]
+    Path("b").mkdir()
+    for i, image in enumerate(images):
+        Image.new("RGB", (16, 16), (50 * i, 0, 0)).save(image)
+    assert main(["reconstruct", *images, "--tokenizer", str(saved / "tokenizer"), "--out", "r"]) == 0
+    assert len({name.lower() for name in names(Path("r"))}) == 4 * len(images) + 1
+    made = json.loads(Path("r/reconstruction.json").read_text())["images"]
+    assert [entry["image"] for entry in made] == images
+    for i, entry in enumerate(made):
+        original = Image.open(Path("r", entry["file"].replace(".png", "-original.png")))
+        assert original.getpixel((8, 8)) == (50 * i, 0, 0)
+
+
 def test_a_larger_reconstruction_goes_through_in_tiles(saved: Path, photograph: Path) -> None:
     words = [str(photograph), "--tokenizer", str(saved / "tokenizer"), "--size", "40x64"]
     assert main(["reconstruct", *words, "--out", "whole"]) == 0
@@ -217,7 +231,10 @@ def test_a_photograph_that_is_none_leaves_nothing(saved: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "tokenizer", "generator"])
-def test_inspect_says_what_it_is(saved: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_says_what_it_is(
+    saved: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "3")  # set by something that is not a launcher
     assert main(["inspect", str(saved / kind)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"{saved / kind} is a complete {kind}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -221,8 +222,26 @@ def test_a_broken_pipe_is_silent() -> None:
     assert result.returncode == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+def test_a_closed_stdout_is_no_failure(closed: str) -> None:
+    command = f"{shlex.join(PROGRAM)} --version {closed}"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr.startswith("" if "2" in closed else "coda ") and result.stderr.count("\n") <= 1
+
+
+def test_a_file_name_is_shown_escaped(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    name = "caf\udce9\x1b[2J\nb.json"  # not UTF-8, and it clears the terminal
+    status, out, err = said(capsys, "sample", "--config", name)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert r"caf\udce9\x1b[2J" in err
+    status, out, _ = said(capsys, "sample", "--out", name, "--dry-run")
+    assert status == 0 and "\x1b" not in out
+
+
 @pytest.mark.parametrize(
-    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "terminated")],
 )
 def test_a_signal_ends_a_run_with_one_line(number: signal.Signals, status: int, word: str, tmp_path: Path) -> None:
     fifo = tmp_path / "settings.json"
