@@ -64,27 +64,12 @@ def test_gfid_measures_what_sample_made(saved: Path, capsys: pytest.CaptureFixtu
 
 
 def test_speed_of_each_part(saved: Path) -> None:
-    fast = ["--repeats", "1"]
-    tokenizer = str(saved / "tokenizer")
-    assert main(["benchmark", "speed", "--shapes", "small", "--out", "q", *fast]) == 0
-    assert (
-        main(
-            [
-                "benchmark",
-                "speed-tokenize",
-                "--tokenizer",
-                tokenizer,
-                "--data",
-                folders("d", "a", "b"),
-                "--out",
-                "t",
-                *fast,
-            ]
-        )
-        == 0
-    )
-    assert main(["benchmark", "speed-sample", "--model", str(saved / "pipeline"), "--out", "s", *fast]) == 0
-    assert main(["benchmark", "speed-sample", "--tokenizer", tokenizer, "--out", "e", *fast]) == 0
+    tokenizer, fast = ["--tokenizer", str(saved / "tokenizer")], ["--repeats", "1", "--out"]
+    data, model = folders("d", "a", "b"), str(saved / "pipeline")
+    assert main(["benchmark", "speed", "--shapes", "small", *fast, "q"]) == 0
+    assert main(["benchmark", "speed-tokenize", *tokenizer, "--data", data, *fast, "t"]) == 0
+    assert main(["benchmark", "speed-sample", "--model", model, *fast, "s"]) == 0
+    assert main(["benchmark", "speed-sample", *tokenizer, *fast, "e"]) == 0
     names = {folder: [figure["name"] for figure in report(folder)["figures"]] for folder in "qtse"}
     assert "small: tiled step, times faster than dense" in names["q"]
     assert "times faster than the plain loop" in names["t"]

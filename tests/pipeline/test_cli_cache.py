@@ -26,11 +26,11 @@ def cache(tmp_path: Path) -> CodeCache:
     """runs/tokenizer, and runs/cache with the codes of three images."""
     tokenizer = CodaTokenizer(*make_tokenizer_parts())
     tokenizer.save_pretrained("runs/tokenizer")
-    photographs = tmp_path / "photographs"
-    photographs.mkdir()
+    photos = tmp_path / "photos"
+    photos.mkdir()
     for i in range(3):
-        (photographs / f"{i}.png").touch()
-    head = manifest_header(tokenizer, open_images(photographs), ["original"], {"size": [16, 16]}, 2, None)
+        (photos / f"{i}.png").touch()
+    head = manifest_header(tokenizer, open_images(photos), ["original"], {"size": [16, 16]}, 2, None)
     writer = CacheWriter("runs/cache", head, tokenizer.value_table())
     codes = torch.randint(32, (3, 1, 85), generator=torch.Generator().manual_seed(0))
     for span in writer.remaining():
@@ -80,6 +80,6 @@ def test_wrong_uses_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 
 def test_a_folder_that_is_none_of_llamagens_is_one_line(cache: CodeCache, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, err = said(capsys, "cache", "import", "photographs", "--out", "runs/imported")
+    status, out, err = said(capsys, "cache", "import", "photos", "--out", "runs/imported")
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("coda cache import: photographs holds no pair of folders such as imagenet256_codes")
+    assert err.startswith("coda cache import: photos holds no pair of folders such as imagenet256_codes")

@@ -14,9 +14,9 @@ from coda.tokenizer.code_cache import CodeCache
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of eight pictures, 20×24 pixels; one of them is broken."""
-    folder = tmp_path_factory.mktemp("photographs")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of eight images, 20×24 pixels; one of them is broken."""
+    folder = tmp_path_factory.mktemp("photos")
     rng = random.Random(0)
     for name in ("cats", "dogs"):
         (folder / name).mkdir()
@@ -37,10 +37,10 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
 
 
 def test_the_whole_chain(
-    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = ["--data", str(photographs)]
+    data = ["--data", str(photos)]
     tiny = ["--size", "16", "--factor", "4", "--latent-channels", "4", "--width", "8", "--steps", "2"]
 
     status, lines, err = said(capsys, "train-vae", *data, *tiny, "--batch-size", "4")
@@ -85,7 +85,7 @@ def test_the_whole_chain(
     status, _, err = said(capsys, "tokenize-dataset", *data, "--strict", "--out", "runs/strict")
     assert status == 1 and err.count("\n") == 1 and "7.png" in err
 
-    # Adapted anew, runs/tokenizer has other codes than runs/cache; until it is whole, nobody can say.
+    # Adapted again, runs/tokenizer has other codes than runs/cache; until it is whole, nobody can say.
     words = ["train-maskgit", "--preset", "pocket", "--steps", "2", "--batch-size", "4"]
     described = Path("runs/tokenizer/coda_tokenizer.json")
     other = re.sub('"fingerprint": "[0-9a-f]*"', f'"fingerprint": "{"e" * 64}"', described.read_text())

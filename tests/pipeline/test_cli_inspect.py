@@ -1,4 +1,4 @@
-"""`coda inspect` on a code cache: what it prints, the picture that it makes, and what it refuses."""
+"""`coda inspect` on a code cache: what it prints, the image that it makes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from coda.tokenizer.images import Skipped
 
 from .conftest import NAMES, make_tokenizer_parts
 
-PICTURES = 10
-BROKEN = ["is empty", "is too narrow (1 x 90 pixels)", "is too narrow (2 x 80 pixels)"]  # after the pictures
+IMAGES = 10
+BROKEN = ["is empty", "is too narrow (1 x 90 pixels)", "is too narrow (2 x 80 pixels)"]  # after the images
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cache(tokenizers: Path) -> CodeCache:
-    """Ten pictures in two variants: labels 0 and 1 by turns, the last two without; picture 7 has the codes of 2."""
-    return make_cache(Path("cache"), tokenizers, [i % 2 for i in range(PICTURES - 2)] + [-1, -1])
+    """Ten images in two variants: labels 0 and 1 by turns, the last two without; image 7 has the codes of 2."""
+    return make_cache(Path("cache"), tokenizers, [i % 2 for i in range(IMAGES - 2)] + [-1, -1])
 
 
 def make_cache(out: Path, tokenizers: Path, labels: Sequence[int], part: tuple[int, int] | None = None) -> CodeCache:
-    """As many pictures as there are labels, then the broken ones."""
+    """As many images as there are labels, then the broken ones."""
     tokenizer = CodaTokenizer.from_pretrained(tokenizers / "0")
     codes = torch.randint(32, (len(labels), 2, tokenizer.layout.num_tokens))
     codes[7:8] = codes[2:3]
@@ -111,7 +111,7 @@ def test_a_cache_is_described(cache: CodeCache, capsys: pytest.CaptureFixture[st
 
 
 def test_a_cache_without_labels_says_so(tokenizers: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_cache(Path("cache"), tokenizers, [-1] * PICTURES)
+    make_cache(Path("cache"), tokenizers, [-1] * IMAGES)
     status, out, _ = said(capsys, "cache", "--tokenizer", tokenizers / "0")
     assert status == 0 and re.search("^labels +none$", out, re.MULTILINE)
     assert "per class" not in out and Path("runs/inspect.png").is_file()
@@ -123,7 +123,7 @@ def test_an_unfinished_cache_is_called_one(cache: CodeCache, capsys: pytest.Capt
     assert "begun is an unfinished code cache: run the command that began it again" in refused(capsys, "begun")
 
 
-def test_an_empty_part_has_no_picture(tokenizers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_part_has_no_image(tokenizers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_cache(Path("cache"), tokenizers, [], part=(1, 1))
     status, out, err = said(capsys, "cache", "--tokenizer", tokenizers / "0", "--verify")
     assert (status, err) == (0, "")
@@ -132,7 +132,7 @@ def test_an_empty_part_has_no_picture(tokenizers: Path, capsys: pytest.CaptureFi
     assert not Path("runs").exists()
 
 
-def test_the_picture_shows_samples_of_the_seed(
+def test_the_image_shows_samples_of_the_seed(
     cache: CodeCache, tokenizers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["cache", "--tokenizer", tokenizers / "0"]
@@ -154,9 +154,9 @@ def test_each_cell_is_a_sample_decoded_below_its_class(cache: CodeCache, tokeniz
     from coda.tokenizer.images import to_pil
 
     tokenizer = CodaTokenizer.from_pretrained(tokenizers / "0")
-    pictures = [to_pil(tokenizer.decode(codes[None])[0]) for codes, _ in cache]
+    images = [to_pil(tokenizer.decode(codes[None])[0]) for codes, _ in cache]
     captions = [name for i in range(8) for name in [NAMES[i % 2]] * 2] + ["8.png", "8.png", "9.png", "9.png"]
-    expected = labelled_grid(pictures, captions)
+    expected = labelled_grid(images, captions)
     assert decoded_samples(cache, tokenizer, num=20, seed=0).tobytes() == expected.tobytes()
 
 
@@ -185,9 +185,9 @@ def test_a_tokenizer_that_was_given_and_does_not_fit_is_refused(
     assert "holds no tokenizer" in refused(capsys, "cache", "--tokenizer", Path("cache").absolute())
 
 
-def test_no_picture_is_lost(cache: CodeCache, tokenizers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_image_is_lost(cache: CodeCache, tokenizers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["cache", "--tokenizer", tokenizers / "0"]
-    Path("mine.png").write_text("a picture")
+    Path("mine.png").write_text("an image")
     Path("runs").mkdir()
     Path("runs/inspect.png").write_text("of yesterday")
     status, out, _ = said(capsys, *words)  # looking again is no failure
@@ -195,7 +195,7 @@ def test_no_picture_is_lost(cache: CodeCache, tokenizers: Path, capsys: pytest.C
     assert Path("runs/inspect.png").read_text() == "of yesterday"
     assert said(capsys, *words, "--overwrite")[0] == 0 and Image.open("runs/inspect.png").format == "PNG"
     assert "mine.png exists already; choose another --out" in refused(capsys, *words, "--out", "mine.png")
-    assert Path("mine.png").read_text() == "a picture"
+    assert Path("mine.png").read_text() == "an image"
     assert said(capsys, *words, "--out", "mine.png", "--overwrite")[0] == 0
     assert Image.open("mine.png").format == "PNG"
     Path("folder.png").mkdir()

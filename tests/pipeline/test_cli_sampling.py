@@ -31,7 +31,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def photograph(tmp_path: Path) -> Path:
+def photo(tmp_path: Path) -> Path:
     path = tmp_path / "photo.png"
     Image.linear_gradient("L").resize((24, 20)).convert("RGB").save(path)
     return path
@@ -45,10 +45,10 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_pictures_are_named_by_class_and_seed(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_are_named_by_class_and_seed(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(saved, "--class", "0,golden fish", "--num", "2", "--seed", "3", "--out", "s") == 0
-    pictures = {f"{name}-seed{seed}.png" for name in ("0-cats", "2-golden-fish") for seed in (3, 4)}
-    assert names(Path("s")) == pictures | {"grid.png", "samples.json"}
+    images = {f"{name}-seed{seed}.png" for name in ("0-cats", "2-golden-fish") for seed in (3, 4)}
+    assert names(Path("s")) == images | {"grid.png", "samples.json"}
     out, err = capsys.readouterr()
     assert (out, err) == ("Made 4 images in s, together in s/grid.png\n", "")
     made = json.loads(Path("s/samples.json").read_text())["pictures"]
@@ -60,7 +60,7 @@ def test_pictures_are_named_by_class_and_seed(saved: Path, capsys: pytest.Captur
     assert Image.open("s/0-cats-seed3.png").size == (16, 16)
 
 
-def test_a_picture_depends_on_its_class_and_seed_alone(saved: Path) -> None:
+def test_an_image_depends_on_its_class_and_seed_alone(saved: Path) -> None:
     many = ["--class", "2", "--class", "0", "--num", "3", "--seed", "5", "--batch-size", "4", "--out", "many"]
     assert sample(saved, *many) == 0
     assert sample(saved, "--class", "cats", "--num", "1", "--seed", "6", "--out", "one") == 0
@@ -73,15 +73,15 @@ def test_steps_and_guidance_reach_the_sampler(saved: Path) -> None:
     assert sample(saved, *base, "--out", "a") == 0
     assert sample(saved, *base, "--out", "b", "--guidance", "9") == 0
     assert sample(saved, *base, "--out", "c", "--steps", "1,1,1,1") == 0
-    pictures = [Path(out, "0-cats-seed0.png").read_bytes() for out in "abc"]
-    assert len(set(pictures)) == 3
+    images = [Path(out, "0-cats-seed0.png").read_bytes() for out in "abc"]
+    assert len(set(images)) == 3
     settings = [json.loads(Path(out, "samples.json").read_text()) for out in "bc"]
     assert settings[0]["guidance"] == 9 and settings[1]["steps"] == [1, 1, 1, 1]
 
 
 def test_without_a_class_each_seed_draws_one(saved: Path) -> None:
     assert sample(saved, "--num", "6", "--out", "s") == 0
-    classes = [picture["class"] for picture in json.loads(Path("s/samples.json").read_text())["pictures"]]
+    classes = [image["class"] for image in json.loads(Path("s/samples.json").read_text())["pictures"]]
     assert len(classes) == 6 and set(classes) <= {0, 1, 2} and len(set(classes)) > 1
 
 
@@ -101,7 +101,7 @@ def test_a_wrong_class_is_wrong_usage(
     assert sample(saved, f"--class={word}") == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1) and complaint in err
-    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"] or not list(tmp_path.rglob("*"))  # no picture, no remains
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"] or not list(tmp_path.rglob("*"))  # no image, no remains
 
 
 def test_nothing_is_overwritten_unasked(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,26 +161,26 @@ def test_a_model_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str
     ],
 )
 def test_edits_write_their_variants(
-    saved: Path, photograph: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+    saved: Path, photo: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind, *rest = words
     common = ["--model", str(saved / "pipeline"), "--num", "2", "--seed", "7", "--out", "e"]
-    assert main(["edit", kind, str(photograph), *rest, *common]) == 0
+    assert main(["edit", kind, str(photo), *rest, *common]) == 0
     variants = {"variant-seed7.png", "variant-seed8.png"}
     assert names(Path("e")) == variants | {"original.png", "region.png", "grid.png", "edit.json"}
-    assert capsys.readouterr().out == f"Made 2 variants of {photograph} in e, together in e/grid.png\n"
+    assert capsys.readouterr().out == f"Made 2 variants of {photo} in e, together in e/grid.png\n"
 
 
 def test_an_edit_of_several_classes_is_wrong_usage(
-    saved: Path, photograph: Path, capsys: pytest.CaptureFixture[str]
+    saved: Path, photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = ["--model", str(saved / "pipeline")]
-    assert main(["edit", "change-class", str(photograph), "--class", "0,1", *model]) == 2
+    assert main(["edit", "change-class", str(photo), "--class", "0,1", *model]) == 2
     assert '--class "0,1" means 2 classes' in capsys.readouterr().err
 
 
-def test_reconstructions_are_described(saved: Path, photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [str(photograph), "--tokenizer", str(saved / "tokenizer"), "--levels", "2", "--out", "r"]
+def test_reconstructions_are_described(saved: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(photo), "--tokenizer", str(saved / "tokenizer"), "--levels", "2", "--out", "r"]
     assert main(["reconstruct", *words]) == 0
     kinds = {f"photo{kind}.png" for kind in ("", "-original", "-reconstruction", "-difference")}
     assert names(Path("r")) == kinds | {"reconstruction.json"}
@@ -203,8 +203,8 @@ def test_no_reconstruction_is_written_over_another(saved: Path) -> None:
         assert original.getpixel((8, 8)) == (50 * i, 0, 0)
 
 
-def test_a_larger_reconstruction_goes_through_in_tiles(saved: Path, photograph: Path) -> None:
-    words = [str(photograph), "--tokenizer", str(saved / "tokenizer"), "--size", "40x64"]
+def test_a_larger_reconstruction_goes_through_in_tiles(saved: Path, photo: Path) -> None:
+    words = [str(photo), "--tokenizer", str(saved / "tokenizer"), "--size", "40x64"]
     assert main(["reconstruct", *words, "--out", "whole"]) == 0
     assert main(["reconstruct", *words, "--out", "tiles", "--tile", "24"]) == 0
     whole, tiles = (Image.open(Path(out, "photo-reconstruction.png")) for out in ("whole", "tiles"))
@@ -222,8 +222,8 @@ def test_a_tokenizer_is_exported(saved: Path, capsys: pytest.CaptureFixture[str]
     assert "o exists already" in capsys.readouterr().err
 
 
-def test_a_photograph_that_is_none_leaves_nothing(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("notes.jpg").write_text("no picture")
+def test_a_file_that_is_not_an_image_leaves_nothing(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("notes.jpg").write_text("no image")
     assert main(["reconstruct", "notes.jpg", "--tokenizer", str(saved / "tokenizer"), "--out", "r"]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "notes.jpg" in err
