@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -53,3 +55,20 @@ def make_pipeline(seed: int = 0) -> CodaPipeline:
 def pipeline() -> CodaPipeline:
     """Shared by all tests: none may change it."""
     return make_pipeline()
+
+
+@pytest.fixture(scope="session")
+def saved(pipeline: CodaPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pipeline/, and the same as generator/ and tokenizer/."""
+    folder = tmp_path_factory.mktemp("saved")
+    pipeline.save_pretrained(folder / "pipeline")
+    pipeline.tokenizer.save_pretrained(folder / "tokenizer")
+    pipeline.transformer.save_pretrained(folder / "generator")
+    pipeline.scheduler.save_pretrained(folder / "generator" / "scheduler")
+    return folder
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in an empty folder: they see nothing of a checkout's own runs/."""
+    monkeypatch.chdir(tmp_path)

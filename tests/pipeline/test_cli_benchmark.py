@@ -10,22 +10,10 @@ import pytest
 from PIL import Image
 
 from coda.pipeline.cli.cli import main
-from coda.pipeline.coda_pipeline import CodaPipeline
 
 pytest.importorskip("torch_fidelity")
 
-
-@pytest.fixture(scope="module")
-def saved(pipeline: CodaPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved")
-    pipeline.save_pretrained(folder / "pipeline")
-    pipeline.tokenizer.save_pretrained(folder / "tokenizer")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def folders(root: str, *names: str) -> str:

@@ -17,6 +17,8 @@ from coda.tokenizer.images import Skipped
 
 from .conftest import NAMES, make_tokenizer_parts
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 IMAGES = 10
 BROKEN = ["is empty", "is too narrow (1 x 90 pixels)", "is too narrow (2 x 80 pixels)"]  # after the images
 
@@ -28,11 +30,6 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (0, 1):
         CodaTokenizer(*make_tokenizer_parts(seed)).save_pretrained(folder / str(seed))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -9,25 +9,10 @@ import pytest
 from PIL import Image
 
 from coda.pipeline.cli.cli import main
-from coda.pipeline.coda_pipeline import CodaPipeline
 from coda.tokenizer import CodaTokenizer
 from coda.tokenizer.training.run_directory import RunDirectory
 
-
-@pytest.fixture(scope="module")
-def saved(pipeline: CodaPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pipeline/, and the same as generator/ and tokenizer/."""
-    folder = tmp_path_factory.mktemp("saved")
-    pipeline.save_pretrained(folder / "pipeline")
-    pipeline.tokenizer.save_pretrained(folder / "tokenizer")
-    pipeline.transformer.save_pretrained(folder / "generator")
-    pipeline.scheduler.save_pretrained(folder / "generator" / "scheduler")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture

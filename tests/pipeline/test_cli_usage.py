@@ -16,13 +16,9 @@ import pytest
 from coda.pipeline.cli.cli import COMMANDS, GROUPS, load_command, main
 from coda.pipeline.cli.failures import reason
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 PROGRAM = [sys.executable, "-m", "coda.pipeline"]
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the checkout's own runs/ may be seen, or made."""
-    monkeypatch.chdir(tmp_path)
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
