@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -176,6 +177,10 @@ def test_another_tokenizer_or_data_set_is_refused_with_what_differs(
         tokenize(tokenizer, photographs, tmp_path / "cache", flip=True)
     with pytest.raises(CodaError, match="part null there"):
         tokenize(tokenizer, photographs, tmp_path / "cache", part="1/1")
+    file = photographs / "ant" / "00.png"  # replaced by an image of the same size in bytes
+    os.utime(file, ns=(0, 0))
+    with pytest.raises(CodaError, match=r"source\.fingerprint"):
+        tokenize(tokenizer, photographs, tmp_path / "cache")
     shutil.rmtree(photographs / "ant")
     with pytest.raises(CodaError, match=r"source\.fingerprint"):
         tokenize(tokenizer, photographs, tmp_path / "cache")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import tarfile
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer
+from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer, export_cache
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
@@ -133,3 +134,16 @@ def test_a_bad_item_more_than_are_allowed_stops_the_run(
     with pytest.raises(CodaError, match=r"^11-cut\.png in .*; 4 others were left out already"):
         tokenize(tokenizer, data, tmp_path / "four", max_skipped=4)
     assert len(tokenize(tokenizer, data, tmp_path / "five", max_skipped=5).skipped) == 5
+
+
+def test_names_that_are_not_text_go_through(tokenizer: CodaTokenizer, odd_items: OddItems, tmp_path: Path) -> None:
+    good = next(content for content, inside in odd_items.values() if isinstance(inside, Image.Image))
+    (tmp_path / "odd").mkdir()
+    for name, content in ((b"caf\xe9.png", good), (b"\x1b[2J\xff.png", b"")):
+        (tmp_path / "odd" / os.fsdecode(name)).write_bytes(content)
+    summary = tokenize(tokenizer, tmp_path / "odd", tmp_path / "cache")
+    cache = CodeCache(summary.path)
+    assert (cache.num_images, len(summary.skipped)) == (1, 1) and cache.key(0).startswith("caf")
+    cache.verify()
+    for to in ("npy", "webdataset", "parquet"):
+        export_cache(cache, tmp_path / to, to)

@@ -18,11 +18,10 @@ from ..foundation.errors import CodaError
 from ..foundation.output_directory import check_free, read_mark, resolve_out, staging_directory
 from ..foundation.progress import progress
 from .export_formats import EXPORT_FORMATS
-from .format import FORMAT, MANIFEST, PROGRESS, VALUE_TABLE, Shard
+from .format import EXPORTED_MANIFEST, FORMAT, MANIFEST, PROGRESS, VALUE_TABLE, Shard
 from .reader import CodeCache
 
 _README = "README.md"
-_DESCRIPTION = "cache.json"  # the cache's manifest; written last
 
 
 def export_cache(
@@ -58,7 +57,7 @@ def export_cache(
         if not _is_there(final, cache, to, overwrite):
             content = _write_shards(staging, cache, to)
             write_bytes(content / _README, _readme(cache, to).encode())
-            for source, copy in ((VALUE_TABLE, VALUE_TABLE), (MANIFEST, _DESCRIPTION)):
+            for source, copy in ((VALUE_TABLE, VALUE_TABLE), (MANIFEST, EXPORTED_MANIFEST)):
                 shutil.copyfile(cache.path / source, content / copy)
             publish_directory(content, final, overwrite)
     return Path(out)
@@ -66,18 +65,18 @@ def export_cache(
 
 def _is_there(out: Path, cache: CodeCache, to: str, overwrite: bool) -> bool:
     """Whether `out` holds this very export, and is to stay; CodaError where it holds what may not be replaced."""
-    wanted = {_README: _readme(cache, to).encode(), _DESCRIPTION: (cache.path / MANIFEST).read_bytes()}
+    wanted = {_README: _readme(cache, to).encode(), EXPORTED_MANIFEST: (cache.path / MANIFEST).read_bytes()}
     same = all((out / name).is_file() and (out / name).read_bytes() == content for name, content in wanted.items())
     if same and not overwrite:
         return True
     check_free(out, True, _is_export, "holds something that is not an export of a code cache")
-    if not overwrite and (out / _DESCRIPTION).exists():
+    if not overwrite and (out / EXPORTED_MANIFEST).exists():
         raise CodaError(f"{out} holds another export; choose another --out or give --overwrite")
     return False
 
 
 def _is_export(folder: Path) -> bool:
-    return read_mark(folder / _DESCRIPTION).get("format") == FORMAT
+    return read_mark(folder / EXPORTED_MANIFEST).get("format") == FORMAT
 
 
 def _write_shards(staging: Path, cache: CodeCache, to: str) -> Path:

@@ -6,7 +6,6 @@ Shapes: n images of a shard in V variants with T codes each.
 from __future__ import annotations
 
 import io
-import json
 import os
 import tarfile
 from collections.abc import Callable, Mapping
@@ -19,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..foundation.atomic_io import write_atomically
+from ..foundation.atomic_io import to_json, write_atomically
+from ..foundation.errors import shown
 from .format import Shard
 
 # Folder, shard, place of its first image in the cache, the cache's manifest, what counts the images that are done.
@@ -66,7 +66,7 @@ def _write_tar(
             for row in range(len(shard)):
                 codes = io.BytesIO()
                 np.save(codes, shard.codes[row])
-                about = json.dumps({"key": shard.key(row), "index": int(shard.indices[row])}, ensure_ascii=False)
+                about = to_json({"key": shard.key(row), "index": int(shard.indices[row])})
                 members = {
                     "codes.npy": codes.getvalue(),
                     "cls": str(int(shard.labels[row])).encode(),
@@ -86,7 +86,7 @@ def _write_table(
 ) -> None:
     """One row per sample: every variant of every image."""
     variants, num_tokens = list(manifest["variants"]), shard.codes.shape[-1]
-    keys = [shard.key(row) for row in range(len(shard)) for _ in variants]
+    keys = [shown(shard.key(row)) for row in range(len(shard)) for _ in variants]
     table = pa.table(
         {
             "codes": pa.FixedSizeListArray.from_arrays(pa.array(shard.codes.reshape(-1)), num_tokens),

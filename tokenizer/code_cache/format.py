@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..foundation.atomic_io import save_tensors
+from ..foundation.atomic_io import save_tensors, to_json
 from ..foundation.errors import CodaError
 from ..layout import CodeLayout
 
@@ -22,6 +22,7 @@ FORMAT = "coda code cache"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"  # written last: without it a folder is no cache
 PROGRESS = "progress.json"  # what an unfinished run has done
+EXPORTED_MANIFEST = "cache.json"  # the manifest's name in an export
 VALUE_TABLE = "value_table.safetensors"
 VARIANTS = ("original", "mirrored")
 _CROPS = ("top-left", "top-right", "bottom-left", "bottom-right", "center")
@@ -91,7 +92,7 @@ def write_shard(path: Path, rows: ShardRows, layout: CodeLayout, metadata: dict[
         "key_offsets": torch.from_numpy(ends),
         "keys": torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8)),
     }
-    save_tensors(path, tensors, {_METADATA: json.dumps(metadata, ensure_ascii=False)})
+    save_tensors(path, tensors, {_METADATA: to_json(metadata)})
 
 
 class Shard:

@@ -114,9 +114,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CodaError(
             f"{path} is not a code cache: it has no {MANIFEST}" if path.exists() else f"{path} does not exist"
         )
-    manifest = read_json(file)
+    return check_manifest(read_json(file), file)
+
+
+def check_manifest(manifest: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Check a manifest that was read from `file`.
+
+    Raises:
+        CodaError: If it is damaged, or of a format version that this version of coda does not read.
+    """
+    path = file.parent
     if manifest.get("format") != FORMAT:
-        raise CodaError(f"{path} is not a code cache: its {MANIFEST} says {_short(manifest.get('format'))}")
+        raise CodaError(f"{path} is not a code cache: its {file.name} says {_short(manifest.get('format'))}")
     if manifest.get("format_version") != FORMAT_VERSION:
         version = _short(manifest.get("format_version"))
         raise CodaError(f"{path} has format version {version}; this version of coda reads {FORMAT_VERSION}")

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from numpy.lib.format import read_array
 
-from ..foundation.atomic_io import sha256_of
 from ..foundation.errors import CodaError, first_line
 from ..foundation.progress import progress
+from ..foundation.reading import read_json
 from ..images.labels import name_numbers
 from ..layout import CodeLayout
 from ..tokenizer import CodaTokenizer
-from .format import TEN_CROP, VARIANTS, ShardRows
-from .manifest import manifest_header
+from .format import EXPORTED_MANIFEST, TEN_CROP, VARIANTS, ShardRows
+from .manifest import check_manifest, manifest_header
 from .reader import CodeCache
 from .writer import CacheWriter
 from .writer_thread import WriterThread
@@ -36,7 +36,6 @@ _VARIANTS = {len(names): names for names in (VARIANTS[:1], VARIANTS, TEN_CROP)}
 _UNKNOWN = dict.fromkeys(("crop", "resampling", "orientation", "transparency", "precision"), "unknown")
 _DAMAGED = (ValueError, TypeError, SyntaxError, TokenError)  # what numpy makes of a file that is none of its own
 _BATCH = 64  # images that are handed to the writer at a time
-_LOOKED_INTO = 256  # files whose content goes into the fingerprint: another extraction differs in any of them
 
 
 def import_npy(
@@ -103,7 +102,7 @@ class _NpyFolder:
             raise CodaError(f"{self._codes / '0.npy'} holds {len(first)} variants of an image; known are {known}")
         self.variants = _VARIANTS[len(first)]
         self.labels, self.fingerprint = self._read_labels(labels, count)
-        self.num_classes, self.class_names = name_numbers(int(self.labels.max()))
+        self.num_classes, self.class_names = _classes(folder, int(self.labels.max()))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,14 +120,12 @@ class _NpyFolder:
         return torch.from_numpy(codes.astype(np.int64))
 
     def _read_labels(self, folder: Path, count: int) -> tuple[torch.Tensor, str]:
-        """All labels, and a SHA-256 over them, the files' sizes and the content of some."""
+        """All labels, and a SHA-256 over them and the sizes and times of change of the codes' files."""
         labels, digest = np.empty(count, dtype=np.int64), hashlib.sha256()
-        looked_into = set(np.linspace(0, count - 1, _LOOKED_INTO, dtype=int).tolist())
         with progress("Reading labels", count, "images") as bar:
             for i in range(count):
-                labels[i], codes = _read_label(folder / self.key(i)), self._codes / self.key(i)
-                inside = sha256_of(codes) if i in looked_into else ""
-                digest.update(f"{labels[i]}\0{codes.stat().st_size}\0{inside}\n".encode())
+                labels[i], status = _read_label(folder / self.key(i)), (self._codes / self.key(i)).stat()
+                digest.update(f"{labels[i]}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
                 bar.advance()
         return torch.from_numpy(labels), digest.hexdigest()
 
@@ -145,6 +142,17 @@ def _write_codes(writer: CacheWriter, source: _NpyFolder) -> None:
                 labels, keys = source.labels[batch.start : batch.stop], [source.key(i) for i in batch]
                 thread.append(ShardRows(codes, labels, torch.tensor(batch), keys), [], batch.stop)
                 bar.advance(len(batch))
+
+
+def _classes(folder: Path, highest: int) -> tuple[int, list[str] | None]:
+    """Number and names of the classes: those of the cache that was exported, if this is an export of coda."""
+    file = folder / EXPORTED_MANIFEST
+    if not file.is_file():
+        return name_numbers(highest)
+    described = check_manifest(read_json(file), file)
+    if highest >= described["num_classes"]:
+        raise CodaError(f"{folder} holds label {highest}, but {file} says {described['num_classes']} classes")
+    return described["num_classes"], described["class_names"]
 
 
 def _pair(folder: Path) -> tuple[Path, Path]:

@@ -74,10 +74,11 @@ class CodeCache(Dataset):
         number = bisect_right(self._starts, place) - 1
         image, variant = divmod(place - int(self._starts[number]), self._variants)
         shard = self._shard(number)
-        codes, label = shard.codes[image, variant].astype(np.int64), shard.labels[image]
-        self._check_codes(codes, shard.path)
-        self._check_labels(label, shard.path)
-        return torch.from_numpy(codes), int(label)
+        codes, label = shard.codes[image, variant], int(shard.labels[image])
+        if codes.max() >= self.layout.codebook_size or not -1 <= label < max(1, self.num_classes):
+            self._check_codes(codes, shard.path)
+            self._check_labels(shard.labels, shard.path)
+        return torch.from_numpy(codes.astype(np.int64)), label
 
     def batch(self, indices: torch.Tensor | Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (B, T) int64 and labels (B,) int64 of samples, in the order given."""
@@ -85,14 +86,14 @@ class CodeCache(Dataset):
         wanted = np.asarray(given, dtype=np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"samples {wanted.min()} to {wanted.max()} of a cache of {len(self)}")
-        codes = np.empty((len(wanted), self.layout.num_tokens), dtype=np.int64)
+        codes = np.empty((len(wanted), self.layout.num_tokens), dtype=self._shard(0).codes.dtype)
         order = np.argsort(wanted)  # samples of the same shard side by side
         bounds = np.searchsorted(wanted[order], self._starts)
         for number in np.flatnonzero(np.diff(bounds)):
             here = order[bounds[number] : bounds[number + 1]]
             codes[here] = self._shard(int(number)).samples[wanted[here] - self._starts[number]]
         self._check_codes(codes, self.path)
-        return torch.from_numpy(codes), self.labels[torch.from_numpy(wanted)]
+        return torch.from_numpy(codes.astype(np.int64)), self.labels[torch.from_numpy(wanted)]
 
     def key(self, i: int) -> str:
         """Name, in the source, of the image of sample `i`."""

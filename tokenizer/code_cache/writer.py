@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..foundation.atomic_io import save_tensors, sha256_of, write_bytes, write_json
+from ..foundation.atomic_io import save_tensors, sha256_of, to_json, write_bytes, write_json
 from ..foundation.directory_lock import DirectoryLock
 from ..foundation.distributed import Processes
 from ..foundation.errors import CodaError
@@ -221,7 +221,7 @@ class CacheWriter:
         rank = self._processes.rank
         file = self.path / (PROGRESS if rank == 0 else f"progress-{rank}.json")
         # In one line: a readable note of thousands of shards takes Python over three times as long.
-        write_bytes(file, json.dumps({"head": self._header, "shards": done}, ensure_ascii=False).encode())
+        write_bytes(file, to_json({"head": self._header, "shards": done}).encode())
 
     def _open(self, value_table: torch.Tensor, overwrite: bool) -> tuple[bool, dict, dict]:
         """Whether the cache is whole, and its shards with what they left out; in the first process, before all else."""

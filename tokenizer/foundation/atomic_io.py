@@ -48,7 +48,12 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON; the same value gives the same bytes."""
-    return write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    return write_bytes(path, (to_json(value, indent=2) + "\n").encode())
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON that can be encoded as UTF-8: bytes of a file name that are not text are escaped."""
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def save_tensors(

@@ -1,4 +1,4 @@
-"""This process among those that `torchrun` or `accelerate launch` has started for one piece of work."""
+"""Processes that `torchrun` or `accelerate launch` has started for one piece of work."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from .launcher import rank_and_world_size
 T = TypeVar("T")
 Item = TypeVar("Item")
 
-# A process that is done waits for the slowest as long as that takes; one that dies is noticed at once all the same,
-# because its connection breaks.
+# A process that is done waits for the slowest, however long that takes. One that dies is noticed at once, because its
+# connection breaks.
 _PATIENCE = timedelta(days=30)
 
 
 class Processes:
-    """A process and its fellows, which all go through the same calls in the same order.
+    """A process and its peers, which all make the same calls in the same order.
 
     Args:
-        together: Whether those of a launcher count, where `torch.distributed` knows of any; else this one is alone.
+        together: Whether the processes of a launcher count, if `torch.distributed` knows of any. Otherwise this
+            process is alone.
 
     Attributes:
-        rank: Which one this is, from 0.
+        rank: Which process this is, from 0.
         count: How many there are.
     """
 
     def __init__(self, together: bool = True) -> None:
         self.rank, self.count = rank_and_world_size() if together and dist.is_initialized() else (0, 1)
-        # Whatever the devices, a few words go from processor to processor: gloo.
+        # Whatever the devices, a few words go from CPU to CPU: gloo.
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.count > 1 else None
 
     def shard(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's run of `items`; those of all processes, in order, are all items. It may be empty."""
+        """This process's share of `items`, which may be empty; the shares of all, in order, are all items."""
         return items[len(items) * self.rank // self.count : len(items) * (self.rank + 1) // self.count]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, by rank; waits until all have got here.
+        """The values of all processes, by rank; waits for all.
 
         Raises:
-            CodaError: One of them is dead.
+            CodaError: If a process has died.
         """
         found: list[T | None] = [value] * self.count
         if self.count > 1:
@@ -53,10 +54,10 @@ class Processes:
         return cast(list[T], found)
 
     def broadcast_from_main(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first process, which alone calls it; the others wait for it.
+        """What `make` returns in the main process, which alone calls it; the others wait for it.
 
         Raises:
-            CodaError: The first is dead, or has failed.
+            CodaError: If the main process has died or failed.
         """
         made: list[T | None] = [make() if self.rank == 0 else None]
         if self.count > 1:
@@ -69,7 +70,7 @@ class Processes:
 def _report_dead_peer() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # what gloo makes of a broken connection
+    except RuntimeError as error:  # gloo's error for a broken connection
         raise CodaError(
-            "another of the processes ended before its work was done; give the same command again to go on"
+            "another of the processes ended before its work was done; run the same command again to resume"
         ) from error

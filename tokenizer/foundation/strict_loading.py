@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from .atomic_io import finish_directory
 from .errors import CodaError, first_line
 from .hub import HUB_OPTIONS, fetch, local_path
 from .reading import read_json
@@ -69,6 +70,8 @@ class StrictModel(ModelMixin, ConfigMixin):
             remove_weights(Path(save_directory), variant)
         kwargs |= {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
         super().save_pretrained(str(save_directory), is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            finish_directory(Path(save_directory), "diffusion_pytorch_model*.safetensors")
 
 
 def load_strictly(cls: type[Model], folder: str | Path, **kwargs: Any) -> Any:

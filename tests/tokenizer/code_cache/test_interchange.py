@@ -181,7 +181,7 @@ def test_what_is_there_is_not_replaced_unasked(make: MakeCache, tmp_path: Path) 
 def test_what_was_exported_comes_back(
     variants: tuple[str, ...], make: MakeCache, tokenizer: CodaTokenizer, tmp_path: Path
 ) -> None:
-    cache = make(variants=variants)
+    cache = make(variants=variants, class_names=["ant", "bee", "cat"])
     back = import_npy(export_cache(cache, tmp_path / "export"), tokenizer, tmp_path / "back", shard_size=5)
     everything = range(len(cache))
     assert len(back) == len(cache) and torch.equal(back.batch(everything)[0], cache.batch(everything)[0])
@@ -225,6 +225,7 @@ def test_arrays_may_have_fewer_dimensions_and_any_integers(kind: Any, tokenizer:
     cache = import_npy(folder, tokenizer, tmp_path / "cache")
     assert np.array_equal(cache.batch(range(3))[0], np.concatenate(expected))
     assert cache.labels.tolist() == [2, -1, 0] and cache.key(1) == "1.npy"
+    assert (cache.num_classes, cache.class_names) == (3, None)  # bare numbers have no names
 
 
 GOOD = np.zeros((1, 2, 74), dtype=np.int64)
