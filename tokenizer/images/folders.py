@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..foundation.errors import CodaError, shown
 from .labels import number_names
-from .source import MAX_ENCODED_BYTES, BrokenImage, ImageSource
+from .source import BrokenImage, ImageSource, too_large
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -44,16 +44,12 @@ class FolderSource(ImageSource):
 
     The folders directly under `root` are the classes; images directly in it have no label. Hidden files are skipped,
     those of other kinds are counted in `ignored`.
-
-    Args:
-        root: The folder.
-        num_classes: Number of classes; that of the class folders if None.
     """
 
     def __init__(self, root: str | Path, num_classes: int | None = None) -> None:
         self.location, self._root = shown(root), Path(root)
         self._paths: list[str] = []
-        self._sizes, self._changed, self._labels = array("q"), array("q"), array("q")
+        self._sizes, self._changed, self._labels = (array("q") for _ in range(3))
         self.ignored = Counter[str]()
         classes: dict[str, list[_File]] = {}
         for file in _walk(self._root, self.ignored):
@@ -103,13 +99,13 @@ class FolderSource(ImageSource):
 
 
 def read_image_file(path: Path) -> bytes:
-    """The content of a regular file of at most `MAX_ENCODED_BYTES`; BrokenImage where there is none."""
+    """The content of a regular file of a size that images can have; BrokenImage where there is none."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise BrokenImage("is not a regular file")
-        if status.st_size > MAX_ENCODED_BYTES:
-            raise BrokenImage(f"its {status.st_size:,} bytes are more than any image has")
+        if problem := too_large(status.st_size):
+            raise BrokenImage(problem)
         return path.read_bytes()
     except OSError as error:
         if error.errno not in _NOT_THERE:
@@ -137,7 +133,11 @@ def _walk(root: Path, ignored: Counter[str]) -> Iterator[_File]:
                 below = links if entry.is_symlink() else folders
                 below.append((folder / entry.name, f"{prefix}{entry.name}/", depth + 1))
             elif suffix in IMAGE_SUFFIXES:
-                yield prefix + entry.name, *_size_and_time(entry)
+                try:
+                    status = entry.stat()
+                    yield prefix + entry.name, status.st_size, status.st_mtime_ns
+                except OSError:  # a link to nowhere, which `read` will name
+                    yield prefix + entry.name, 0, 0
             else:
                 ignored[suffix] += 1
 
@@ -147,15 +147,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
-
-
-def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
-    """Of a file; zeros for a link to nowhere, which `read` will name."""
-    try:
-        status = entry.stat()
-        return status.st_size, status.st_mtime_ns
-    except OSError:
-        return 0, 0
 
 
 def _check_level(root: Path, paths: Iterable[str]) -> None:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ..foundation.errors import CodaError, first_line, shown
 from .labels import name_numbers, number_names
-from .source import MAX_ENCODED_BYTES, BrokenImage, ImageSource
+from .source import MAX_ENCODED_BYTES, BrokenImage, ImageSource, too_large
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
@@ -33,16 +33,14 @@ _MAX_OPEN = 64  # files
 _MAX_RATIO = 32  # encoded images hardly compress; beyond `MAX_ENCODED_BYTES`, what unpacks to more is refused
 
 
+_Labels = tuple[np.ndarray, list[str] | None]  # of one file: (N,) int64, -1 for none, and the classes' names
+
+
 class TableSource(ImageSource):
     """Rows of parquet files, in the files' order.
 
     Labels are the integers of the label column, with the class names of the files' metadata if there are any, or
-    names, which are then numbered in sorted order.
-
-    Args:
-        paths: The files.
-        location: Them all, as the user wrote it.
-        num_classes: Number of classes; counted up to the largest label if None.
+    names, which are then numbered in sorted order. `num_classes` is counted up to the largest label if None.
     """
 
     kind = "parquet"
@@ -76,30 +74,29 @@ class TableSource(ImageSource):
 
     def _set_labels(self, files: list[_Labels], num_classes: int | None) -> None:
         """Give the classes of all files one numbering, and name them."""
-        numbers = np.concatenate([file.numbers for file in files])
-        highest = int(numbers.max(initial=-1))
-        if highest < 0 or all(file.names is None for file in files):
+        self._labels = np.concatenate([numbers for numbers, _ in files])
+        highest = int(self._labels.max(initial=-1))
+        if highest < 0 or all(names is None for _, names in files):
             self.num_classes, self.class_names = name_numbers(highest, num_classes, self.location)
-            self._labels = numbers
             return
-        names = files[0].names or []
-        if any(file.names != names for file in files):  # the classes are those of all files, matched by name
-            for path, file in zip(self._files, files, strict=True):
-                if file.names is None or len(set(file.names)) < len(file.names):
-                    raise CodaError(f"{path} does not name its classes as {self._files[0]} does; give one of them")
-            names = list(dict.fromkeys(name for file in files for name in file.names or []))
-        if files[0].sort_names:
-            names = sorted(names)
-        indices, self.class_names = number_names(names, num_classes)
+        all_names = files[0][1] or []
+        differ = any(names != all_names for _, names in files)
+        for path, (numbers, names) in zip(self._files, files, strict=True):
+            if names is None or (differ and len(set(names)) < len(names)):
+                raise CodaError(f"{path} does not name its classes as {self._files[0]} does; give one of them")
+            if numbers.max(initial=-1) >= len(names):
+                raise CodaError(f"{path}: label {numbers.max()} where only {len(names)} classes are named")
+        if differ:  # the classes are those of all files, matched by name
+            all_names = list(dict.fromkeys(name for _, names in files for name in names or []))
+            if self._columns is not None and self._columns.label_is_name:
+                all_names.sort()
+        indices, self.class_names = number_names(all_names, num_classes)
         self.num_classes = len(self.class_names)
-        place = dict(zip(names, indices, strict=True))
-        for path, file in zip(self._files, files, strict=True):
-            most = int(file.numbers.max(initial=-1))
-            if most >= len(file.names or []):
-                raise CodaError(f"{path}: label {most} where only {len(file.names or [])} classes are named")
-            new = indices if file.names == names else [place[name] for name in file.names or []]
-            file.numbers = np.array([*new, -1])[file.numbers]  # -1 is the last
-        self._labels = np.concatenate([file.numbers for file in files])
+        place = dict(zip(all_names, indices, strict=True))
+        renumbered = [indices if names == all_names else [place[name] for name in names or []] for _, names in files]
+        self._labels = np.concatenate(
+            [np.array([*new, -1])[numbers] for new, (numbers, _) in zip(renumbered, files, strict=True)]
+        )
 
     def __len__(self) -> int:
         return self._first_of_group[-1]
@@ -110,8 +107,8 @@ class TableSource(ImageSource):
         content = self._group(self._groups[place])[i - self._first_of_group[place]].as_py()
         if content is None:
             raise BrokenImage("the row has no bytes")
-        if len(content) > MAX_ENCODED_BYTES:
-            raise BrokenImage(f"its {len(content):,} bytes are more than any image has")
+        if problem := too_large(len(content)):
+            raise BrokenImage(problem)
         return content
 
     def _group(self, group: tuple[int, int]) -> Any:
@@ -171,15 +168,7 @@ class _Columns:
     encoded: str
     has_path: bool
     label: str | None
-
-
-@dataclass
-class _Labels:
-    """The labels of one file: `numbers` (N,) int64, -1 for none, and the names they stand for, if there are any."""
-
-    numbers: np.ndarray
-    names: list[str] | None
-    sort_names: bool = False  # whether the order of `names` has no meaning
+    label_is_name: bool
 
 
 def _find_columns(schema: pa.Schema, path: Path) -> _Columns:
@@ -199,28 +188,29 @@ def _find_columns(schema: pa.Schema, path: Path) -> _Columns:
         )
     image = candidates[0]
     label = next((name for name in _LABEL_COLUMNS if name in schema.names), None)
+    kind = pa.null() if label is None else schema.field(label).type
+    is_name = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+    if not (is_name or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise CodaError(f"{path}: its labels are of type {kind}; they must be integers or names")
     has_path = "path" in fields(schema.field(image).type)
-    return _Columns(image, f"{image}.bytes" if image in structs else image, has_path, label)
+    label = None if pa.types.is_null(kind) else label
+    return _Columns(image, f"{image}.bytes" if image in structs else image, has_path, label, is_name)
 
 
 def _read_labels(file: pq.ParquetFile, path: Path, columns: _Columns) -> _Labels:
-    kind = pa.null() if columns.label is None else file.schema_arrow.field(columns.label).type
-    if pa.types.is_null(kind):
-        return _Labels(np.full(file.metadata.num_rows, -1), None)
-    if pa.types.is_integer(kind):
-        _check_size(file.metadata, path, columns.label)
-        column = pc.fill_null(file.read([columns.label], use_threads=False).column(0), -1)
-        numbers = column.to_numpy().astype(np.float64 if kind == pa.uint64() else np.int64)
-        return _Labels(np.clip(numbers, -1, 2**62).astype(np.int64), _class_names(file.schema_arrow, columns.label))
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)):
-        raise CodaError(f"{path}: its labels are of type {kind}; they must be integers or names")
-    column = _read_strings(path, columns.label).unify_dictionaries().combine_chunks()
-    numbers = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    names = [str(name) for name in column.dictionary.to_pylist()]
-    used = np.unique(numbers[numbers >= 0])
-    new = np.full(len(names) + 1, -1)
-    new[used] = np.arange(len(used))
-    return _Labels(new[numbers], [names[i] for i in used], sort_names=True)
+    if columns.label is None:
+        return np.full(file.metadata.num_rows, -1), None
+    if columns.label_is_name:
+        column = _read_strings(path, columns.label).unify_dictionaries().combine_chunks()
+        numbers = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        spelled = column.dictionary.to_pylist()
+        names = sorted({str(spelled[i]) for i in np.unique(numbers) if i >= 0})
+        place = {name: number for number, name in enumerate(names)}
+        return np.array([*(place.get(str(name), -1) for name in spelled), -1])[numbers], names
+    _check_size(file.metadata, path, columns.label)
+    column = pc.fill_null(file.read([columns.label], use_threads=False).column(0), -1)
+    numbers = np.clip(column.to_numpy().astype(np.float64), -1, 2**53).astype(np.int64)  # unsigned ones too
+    return numbers, _class_names(file.schema_arrow, columns.label)
 
 
 def _class_names(schema: pa.Schema, label: str) -> list[str] | None:

@@ -18,6 +18,11 @@ class BrokenImage(CodaError):
     """An item that cannot be read as an image. The message is the reason, without the item's key."""
 
 
+def too_large(size: int) -> str | None:
+    """Why an item of so many bytes is not read, if so."""
+    return f"its {size:,} bytes are more than any image has" if size > MAX_ENCODED_BYTES else None
+
+
 class ImageSource(ABC):
     """Encoded images, in an order that depends on nothing but the data. Names in it are printable (`shown`).
 

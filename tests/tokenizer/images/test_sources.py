@@ -463,7 +463,7 @@ def test_classes_of_several_files_are_matched_by_name(
     for file, classes in (("a", first), ("b", second)):
         save_parquet(tmp_path / f"{file}.parquet", [10, 20], [0, 1], names=classes)
     if labels is None:
-        with pytest.raises(CodaError, match=r"does not name its classes as .*/a\.parquet does"):
+        with pytest.raises(CodaError, match="does not name its classes as"):
             open_images(tmp_path)
     else:
         source = open_images(tmp_path)
