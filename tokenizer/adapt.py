@@ -196,7 +196,7 @@ def _default_size(source: ImageSource, factor: int) -> int:
     """Short side of the first image that can be read, rounded down to a multiple of the factor, at most 256."""
     for i in range(len(source)):
         try:
-            short = min(decode_image(source.read(i)).shape[1:])
+            short = min(decode_image(source.read(i), max_pixels=source.max_pixels).shape[1:])
         except BrokenImage:
             continue
         if size := min(_LARGEST_DEFAULT_SIZE, short) // factor * factor:

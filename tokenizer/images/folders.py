@@ -12,26 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..foundation.errors import CodaError, shown
+from .imagenet import index_of_wnid
 from .labels import number_names
 from .source import BrokenImage, ImageSource, too_large
 
 IMAGE_SUFFIXES = frozenset(
-    {
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pgm",
-        ".png",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    }
+    [".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"]
+    + [".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )
 _MAX_DEPTH = 64
 _NOT_THERE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)  # else the storage failed
@@ -150,14 +137,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _check_level(root: Path, paths: Iterable[str]) -> None:
-    """Refuse a folder that is above the one whose folders are the classes: of splits, or of one data set."""
+    """Refuse a folder that is above the one whose folders are the classes, and would lose or mistake them."""
     folders = [folder.split("/") for folder in sorted({path.rpartition("/")[0] for path in paths})]
     level = root
     while folders:
         _refuse_splits(level, folders, least=1)
         names = {parts[0] for parts in folders}
-        if len(names) > 1 and level != root:
-            raise CodaError(f"{root} holds one folder; its classes are those in {level}: give {level}")
+        if level != root and all(index_of_wnid(name) is not None for name in names):
+            raise CodaError(f"{root} holds the classes of ImageNet one folder down: give {level}")
         if len(names) > 1 or any(len(parts) == 1 for parts in folders):
             for name in names:
                 below = [parts[1:] for parts in folders if parts[0] == name and len(parts) > 2]

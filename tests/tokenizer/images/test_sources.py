@@ -165,7 +165,7 @@ SPLITS = "holds splits, not classes"
         (["data/train/ant/0.jpg", "data/val/ant/0.jpg"], f"/data {SPLITS}.*/data/train$"),
         (["data/raw/TRAIN/0.jpg"], f"/data/raw {SPLITS}"),
         (["one/train/ant/0.jpg", "one/val/ant/0.jpg", "two/ant/0.jpg"], f"/one {SPLITS}"),
-        (["data/ant/0.jpg", "data/bee/0.jpg"], "its classes are those in .*/data: give .*/data$"),
+        ([f"data/{TENCH}/0.jpg", f"data/{GOLDEN}/0.jpg"], "one folder down: give .*/data$"),
         (["/".join("d" * 70) + "/0.jpg"], "has folders more than 64 deep, in d$"),
         (["shards/train/s-0.TAR", "readme.md"], "give the folder of its archives: .*/shards/train$"),
         (["data/a.parquet"], "give the folder of its archives: .*/data$"),
