@@ -16,10 +16,8 @@ from .imagenet import index_of_wnid
 from .labels import number_names
 from .source import BrokenImage, ImageSource, too_large
 
-IMAGE_SUFFIXES = frozenset(
-    [".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"]
-    + [".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
-)
+_JPEG_SUFFIXES = frozenset({".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"})
+IMAGE_SUFFIXES = _JPEG_SUFFIXES | {".avif", ".bmp", ".gif", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _MAX_DEPTH = 64
 _NOT_THERE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)  # else the storage failed
 _SPLIT = re.compile(r"(train|training|trainval|val|valid|validation|test|testing|dev|eval)([-_. ]?\d+)?", re.IGNORECASE)
