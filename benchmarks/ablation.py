@@ -23,7 +23,7 @@ from coda.tokenizer.settings import AdaptSettings, RunOptions
 from coda.tokenizer.training.run_directory import RunDirectory
 
 from .features.extractors import FeatureExtractor, FigureNames, load_extractor, require_torch_fidelity
-from .image_sets.image_set import ROUNDING, open_image_set
+from .image_sets.image_set import open_image_set
 from .reconstruction import reconstruction_metrics
 from .reports.plots import Plot
 from .reports.provenance import describe_run, model_identity
@@ -167,8 +167,11 @@ def ablation(
             **shared,
         )
     first = measured[recipes[0]]
-    provenance = {**settings, **{key: first.provenance[key] for key in ("reference", "self_check")}}
-    provenance |= {"extractor": network.description, "rounding": ROUNDING, **describe_run(resolve_device(device))}
+    provenance = {
+        **settings,
+        **{key: first.provenance[key] for key in ("reference", "self_check", "extractor", "rounding")},
+        **describe_run(network.device),
+    }
     warnings = [] if test_data is not None else ["Measured on the images that the tokenizers were adapted on."]
     report = _report(rungs, sweep, measured, network.figure_names, provenance, warnings + first.warnings)
     run.finish(report.save)

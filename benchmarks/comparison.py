@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
@@ -59,7 +62,12 @@ class Comparison:
 
 
 def extract_features(
-    images: ImageSet, extractor: FeatureExtractor, batch_size: int, title: str, with_logits: bool = False
+    images: ImageSet,
+    extractor: FeatureExtractor,
+    batch_size: int,
+    title: str,
+    with_logits: bool = False,
+    on_batch: Callable[[torch.Tensor], dict[str, float]] | None = None,
 ) -> ExtractedFeatures:
     """Run all images of a set through the extractor.
 
@@ -69,6 +77,7 @@ def extract_features(
         batch_size: Images per batch.
         title: Title of the progress bar.
         with_logits: Whether to keep the classifier's output, for the Inception score.
+        on_batch: Called with the pixels of each batch; returns scalars to show in the progress bar.
 
     Raises:
         CodaError: If the images differ in size.
@@ -84,7 +93,7 @@ def extract_features(
             features.append(extractor(pixels))
             labels += batch_labels.tolist()
             size = here
-            bar.advance(len(pixels))
+            bar.advance(len(pixels), **(on_batch(pixels) if on_batch else {}))
     return ExtractedFeatures(features, labels, describe_measured(images, labels, size), size)
 
 

@@ -111,22 +111,19 @@ def generation_metrics(
         references.crop_to(generated.size)
     real = extract_features(references, network, batch_size, "Features of the reference")
     compared = compare(generated.features, real.features, references, network, seed)
-    report = Report(
-        title="Generation",
-        figures=compared.figures,
-        warnings=warnings + sample_size_warnings(compared.smallest, compared.dimensions, network.figure_names.distance),
-        provenance={
-            "extractor": network.description,
-            "self_check": f"{compared.self_check:.3g} (the reference against itself)",
-            "samples": generated.description,
-            "reference": real.description,
-            "sampling": dict(sampling or {"guidance": "not given", "steps": "not given"}),
-            "rounding": ROUNDING if callable(samples) else "none: the samples were uint8 already",
-            "seed": seed,
-            "batch_size": batch_size,
-            **describe_run(device),
-        },
-    )
+    warnings += sample_size_warnings(compared.smallest, compared.dimensions, network.figure_names.distance)
+    provenance = {
+        "extractor": network.description,
+        "self_check": f"{compared.self_check:.3g} (the reference against itself)",
+        "samples": generated.description,
+        "reference": real.description,
+        "sampling": dict(sampling or {"guidance": "not given", "steps": "not given"}),
+        "rounding": ROUNDING if callable(samples) else "none: the samples were uint8 already",
+        "seed": seed,
+        "batch_size": batch_size,
+        **describe_run(device),
+    }
+    report = Report("Generation", compared.figures, provenance, warnings=warnings)
 
     def write(folder: Path) -> None:
         if export_npz:

@@ -16,10 +16,10 @@ from coda.tokenizer.images import ImageSource, to_uint8, to_unit
 from coda.tokenizer.images.psnr_ssim import psnr, ssim
 from coda.tokenizer.training.run_directory import RunDirectory
 
-from .comparison import sample_size_warnings
+from .comparison import extract_features, sample_size_warnings
 from .features.distances import FeatureSet, Statistics, frechet_distance, kernel_distance
 from .features.extractors import FeatureExtractor, load_extractor, require_torch_fidelity
-from .image_sets.image_set import ROUNDING, Size, describe_measured, open_image_set
+from .image_sets.image_set import ROUNDING, Size, open_image_set
 from .reports.plots import Plot
 from .reports.provenance import describe_run, model_identity
 from .reports.report import Figure, Report, Table
@@ -122,20 +122,18 @@ def reconstruction_metrics(
     models = {"": _Reconstructed(_reconstructing(tokenizer, device, usage))}
     if continuous is not None:
         models["continuous_"] = _Reconstructed(_reconstructing(continuous, device, None))
-    originals, labels = FeatureSet(), []
-    shape: tuple[int, int] | None = None
-    with progress("Reconstructing", total=len(images), unit="images") as bar, torch.inference_mode():
-        for pixels, batch_labels in images.batches(batch_size):
-            originals.append(network(pixels))
-            for model in models.values():
-                model.update(pixels, device, network)
-            labels += batch_labels.tolist()
-            shape = (pixels.shape[-2], pixels.shape[-1])
-            bar.advance(len(pixels), psnr=float(models[""].psnr[-1].mean()))
-    if len(originals) < 2:
-        raise CodaError(f"{data}: {len(originals)} images could be read; a distance needs at least two")
-    measurement = {
-        "reference": describe_measured(images, labels, shape),
+
+    def reconstruct(pixels: torch.Tensor) -> dict[str, float]:
+        for model in models.values():
+            model.update(pixels, device, network)
+        return {"psnr": float(models[""].psnr[-1].mean())}
+
+    with torch.inference_mode():
+        original = extract_features(images, network, batch_size, "Reconstructing", on_batch=reconstruct)
+    if len(original.features) < 2:
+        raise CodaError(f"{data}: {len(original.features)} images could be read; a distance needs at least two")
+    provenance = {
+        "reference": original.description,
         "tokenizer": settings["tokenizer"],
         "continuous": settings["continuous"],
         "codes": str(usage.layout) if usage else None,
@@ -143,7 +141,7 @@ def reconstruction_metrics(
         "batch_size": batch_size,
         **describe_run(device),
     }
-    report = _report(models, originals, usage, network, measurement)
+    report = _report(models, original.features, usage, network, provenance)
     run.finish(report.save)
     return report
 
@@ -153,9 +151,9 @@ def _report(
     originals: FeatureSet,
     usage: CodeUsage | None,
     extractor: FeatureExtractor,
-    measurement: dict[str, Any],
+    provenance: dict[str, Any],
 ) -> Report:
-    figures, seed = [], measurement["seed"]
+    figures, seed = [], provenance["seed"]
     with progress("Comparing", total=len(models), unit="models") as bar:
         stats = Statistics.of(originals.pooled)
         for prefix, model in models.items():
@@ -171,7 +169,7 @@ def _report(
             "extractor": extractor.description,
             "rounding": ROUNDING,
             "self_check": f"{frechet_distance(stats, stats):.3g} (the originals against themselves)",
-            **measurement,
+            **provenance,
         },
     )
 

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,8 +44,8 @@ from coda.tokenizer.training.optimization import start_accelerator
 from coda.tokenizer.training.run_directory import RunDirectory
 
 from ..reports.provenance import describe_run
-from ..reports.report import Cell, Figure, Report, Table
-from .measure import measure_in_turns
+from ..reports.report import Figure, Report, Table
+from .measure import Measured, measure_in_turns
 
 _READY_BYTES = 256 * 2**20  # images in memory for timing the encoder alone
 _READ_BATCH = 256  # as in training
@@ -128,49 +129,45 @@ def tokenizing_speed(
         measured = measure_in_turns([work for _, work in works.values()], accelerator.device, repeats)
 
     found = {name: (images, cost) for (name, (images, _)), cost in zip(works.items(), measured, strict=True)}
-    rate = {name: images / cost.seconds for name, (images, cost) in found.items()}
     threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    bound = allowed_rate(rate["decode alone"], rate["encode alone"], workers, threads, cores)
-    rows: list[list[Cell]] = [
-        [name, images, cost.seconds, cost.slowest, cost.peak_mib] for name, (images, cost) in found.items()
-    ]
-    report = Report(
-        title="Speed of tokenizing",
-        figures=_figures(rate, bound, {name: cost.peak_mib for name, (_, cost) in found.items()}),
-        tables=[Table("Seconds and memory", ("work", "images", "seconds", "slowest", "peak MiB"), rows)],
-        provenance={
-            "tokenizer": tokenizer.fingerprint,
-            "data": source.describe(),
-            "timing": f"in turns, the fastest of {repeats}, after one warm-up each, in which the memory is taken",
-            "bound": "1 / (1/d + 1/e)" if workers == 0 else "min(d, e, c / (min(w, c)/d + t/e))",
-            "batch_size": batch_size,
-            "workers": workers,
-            "precision": accelerator.mixed_precision,
-            "cores": cores,
-            **run_description,
-        },
-    )
+    alone = [found[name][0] / found[name][1].seconds for name in ("decode alone", "encode alone")]
+    provenance = {
+        "tokenizer": tokenizer.fingerprint,
+        "data": source.describe(),
+        "timing": f"in turns, the fastest of {repeats}, after one warm-up each, in which the memory is measured",
+        "bound": "1 / (1/d + 1/e)" if workers == 0 else "min(d, e, c / (min(w, c)/d + t/e))",
+        "batch_size": batch_size,
+        "workers": workers,
+        "precision": accelerator.mixed_precision,
+        "cores": cores,
+        **run_description,
+    }
+    report = _report(found, allowed_rate(alone[0], alone[1], workers, threads, cores), provenance)
     run.finish(report.save)
     return report
 
 
-def _figures(rate: dict[str, float], bound: float, peak: dict[str, float | None]) -> list[Figure]:
-    """The figures of the report, from rates (per second) and peak memory (MiB) by the name of each work."""
-    above = "in this process, above what was held before"
-    ours = rate["tokenize-dataset"]
-    return [
+def _report(found: dict[str, tuple[int, Measured]], bound: float, provenance: dict[str, Any]) -> Report:
+    """The report of works by their names, each with its number of images and its cost."""
+    rate = {name: images / cost.seconds for name, (images, cost) in found.items()}
+    peak = {name: cost.peak_mib for name, (_, cost) in found.items()}
+    ours, above = rate["tokenize-dataset"], "in this process, above what was held before"
+    rows = [[name, images, cost.seconds, cost.slowest, cost.peak_mib] for name, (images, cost) in found.items()]
+    figures = [
         Figure("decode rate", rate["decode alone"], "images/s", note="the loader alone"),
-        Figure("encode rate", rate["encode alone"], "images/s", note="VAE and quantizer on ready batches"),
+        Figure("encode rate", rate["encode alone"], "images/s", note="VAE and quantizer, batches in memory"),
         Figure("rate that the machine would allow", bound, "images/s", note="from both"),
         Figure("tokenize-dataset rate", ours, "images/s", note="decoding to renamed files"),
         Figure("plain loop rate", rate["plain loop"], "images/s", note="one at a time, float32, a .npy each"),
-        Figure("read rate", rate["read shuffled"], "samples/s", note=f"shuffled, by {_READ_BATCH}, one core"),
+        Figure("read rate", rate["read shuffled"], "samples/s", note=f"shuffled, batches of {_READ_BATCH}, one core"),
         Figure("share of what the machine would allow", 100 * ours / bound, "%"),
         Figure("times faster than the plain loop", ours / rate["plain loop"], "×"),
         Figure("peak memory, a quarter of the images", peak["tokenize-dataset, a quarter"], "MiB", note=above),
         Figure("peak memory, all images", peak["tokenize-dataset"], "MiB", note=above),
     ]
+    table = Table("Seconds and memory", ("work", "images", "seconds", "slowest", "peak MiB"), rows)
+    return Report("Speed of tokenizing", figures, provenance, [table])
 
 
 def allowed_rate(decode: float, encode: float, workers: int, threads: int, cores: int) -> float:
