@@ -125,10 +125,10 @@ def _train(
             done = step + 1
             bar.advance()
             if done % LOG_EVERY == 0 or done == settings.steps:
-                figures = {"loss": check_finite(output.loss, done)}
-                bar.advance(0, **figures)
-                levels = {f"loss_level_{i}": loss for i, loss in enumerate(output.level_losses.tolist())}
-                directory.log(done, **figures, **levels, gradient=float(gradient), lr=lr)
+                figures = check_finite(done, loss=output.loss, gradient=gradient)
+                bar.advance(0, loss=figures["loss"])
+                figures |= {f"loss_level_{i}": loss for i, loss in enumerate(output.level_losses.tolist())}
+                directory.log(done, **figures, lr=lr)
             if done % checkpoint_every == 0 and done < settings.steps:
                 directory.save(done, optimizer.state_tensors("generator"))
 

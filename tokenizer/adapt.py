@@ -153,7 +153,7 @@ def _train(
             bar.advance()
             if done % LOG_EVERY == 0 or done == settings.steps:
                 figures = {
-                    "loss": check_finite(loss, done),
+                    **check_finite(done, loss=loss, gradient=gradient),
                     **reconstruction.figures(),
                     "quantization": float(output.quantization_loss.detach()),
                     "entropy": float(output.entropy_loss.detach()),
@@ -161,7 +161,7 @@ def _train(
                 }
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], codes=figures["codes"])
                 figures |= {name: float(value) for name, value in gan_log.items()}
-                directory.log(done, **figures, gradient=float(gradient), lr=lr, skipped=skipped)
+                directory.log(done, **figures, lr=lr, skipped=skipped)
             if done % checkpoint_every == 0 and done < settings.steps:
                 save(done)
     if skipped:

@@ -113,9 +113,13 @@ def _train(
             done, skipped = step + 1, skipped + len(batch.skipped)
             bar.advance()
             if done % LOG_EVERY == 0 or done == settings.steps:
-                figures = {"loss": check_finite(loss, done), **reconstruction.figures(), "kl": float(kl.detach())}
+                figures = {
+                    **check_finite(done, loss=loss, gradient=gradient),
+                    **reconstruction.figures(),
+                    "kl": float(kl.detach()),
+                }
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"])
-                directory.log(done, **figures, gradient=float(gradient), lr=lr, skipped=skipped)
+                directory.log(done, **figures, lr=lr, skipped=skipped)
             if done % checkpoint_every == 0 and done < settings.steps:
                 directory.save(done, optimizer.state_tensors("vae"))
     if skipped:

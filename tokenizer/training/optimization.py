@@ -83,16 +83,17 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str = 
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def check_finite(loss: torch.Tensor, step: int) -> float:
-    """The loss as a number.
+def check_finite(step: int, **figures: torch.Tensor) -> dict[str, float]:
+    """Loss and gradient norm after `step` steps, as numbers.
 
     Raises:
-        CodaError: If the loss is NaN or infinite.
+        CodaError: If one of them is NaN or infinite.
     """
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise CodaError(f"the loss is {value} at step {step}: the training has diverged; a lower lr may help")
-    return value
+    values = {name: float(tensor.detach()) for name, tensor in figures.items()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise CodaError(f"the {name} is {value} at step {step}: the training has diverged; a lower lr may help")
+    return values
 
 
 class OptimizerWithEMA:
