@@ -225,13 +225,8 @@ def _draw_cells(
 def draw_codes(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one code per row by inverting the cumulative distribution: one random number per row instead of K.
 
-    Args:
-        logits: (r, K).
-        uniform: (r,) in [0, 1).
-        temperature: Divides the logits; 0 takes the most likely code.
-
-    Returns:
-        Codes (r,) int64 and their log-probabilities (r,).
+    Takes logits (r, K), `uniform` (r,) in [0, 1) and a temperature, 0 for the most likely code. Returns codes (r,)
+    int64 and their log-probabilities (r,).
     """
     largest, best = logits.max(dim=1, keepdim=True)
     # exp is many times slower on a CPU where it underflows; e^-80 is negligible beside the largest logit's 1.

@@ -62,18 +62,13 @@ class Edit:
         return labelled_grid([image for _, image in cells], [label for label, _ in cells])
 
 
+# All of these take the settings of `edit_codes` besides. A class of None samples without class and guidance.
+
+
 def inpaint(
     pipeline: CodaPipeline, image: ImageInput, region: Region, class_label: int | str | None = None, **settings: Any
 ) -> Edit:
-    """Fill a region so that it fits the rest.
-
-    Args:
-        pipeline: The pipeline.
-        image: The image.
-        region: Region to fill; see `region_mask`.
-        class_label: Class of the image; None samples without class and guidance.
-        **settings: As in `edit_codes`.
-    """
+    """Fill a region (see `region_mask`) so that it fits the rest."""
     return edit_codes(pipeline, image, region, class_label, **settings)
 
 
@@ -84,14 +79,9 @@ def outpaint(
     class_label: int | str | None = None,
     **settings: Any,
 ) -> Edit:
-    """Shrink an image and continue it around its borders.
+    """Shrink an image into `box` and continue it around its borders; it is cropped to the aspect ratio of the box.
 
-    Args:
-        pipeline: The pipeline.
-        image: The image; it is cropped to the aspect ratio of `box`.
-        box: Place of the image in the new one: (left, top, right, bottom) in pixels, or as fractions of its size.
-        class_label: As in `inpaint`.
-        **settings: As in `edit_codes`.
+    The box is (left, top, right, bottom) in pixels of the new image, or as fractions of its size.
     """
     height, width = pipeline.tokenizer.size
     left, top, right, bottom = box_pixels(box, height, width)
@@ -114,15 +104,9 @@ def vary(
     class_label: int | str | None = None,
     **settings: Any,
 ) -> Edit:
-    """Vary an image: coarse levels and with them composition and colors stay, finer levels are sampled.
+    """Vary an image, or a region of it: composition and colors stay with the `keep_levels` coarsest levels.
 
-    Args:
-        pipeline: The pipeline.
-        image: The image.
-        region: Region to vary; everything if None.
-        keep_levels: How many of the coarsest levels stay; half of them by default. More of them vary it less.
-        class_label: As in `inpaint`.
-        **settings: As in `edit_codes`.
+    By default half of the levels stay; more of them vary it less.
     """
     kept = pipeline.tokenizer.layout.num_levels // 2 if keep_levels is None else keep_levels
     return edit_codes(pipeline, image, region, class_label, keep_levels=kept, **settings)
@@ -136,15 +120,9 @@ def change_class(
     keep_levels: int | None = None,
     **settings: Any,
 ) -> Edit:
-    """Turn the object in an image into another class, in its place and with about its colors.
+    """Turn the object in an image, or in a region of it, into another class, in its place and with similar colors.
 
-    Args:
-        pipeline: The pipeline.
-        image: The image.
-        class_label: The new class.
-        region: Region to change; everything if None.
-        keep_levels: How many of the coarsest levels stay; a quarter of them by default.
-        **settings: As in `edit_codes`.
+    The `keep_levels` coarsest levels stay, by default a quarter of them.
     """
     kept = pipeline.tokenizer.layout.num_levels // 4 if keep_levels is None else keep_levels
     return edit_codes(pipeline, image, region, class_label, keep_levels=kept, **settings)
@@ -161,10 +139,8 @@ def edit_codes(
     coverage: float = 0.5,
     composite: bool = True,
     num_images: int = 1,
-    guidance_scale: float | None = None,
-    num_inference_steps: int | Sequence[int] | None = None,
     generator: Seeds = None,
-    batch_size: int = 16,
+    **sampling: Any,
 ) -> Edit:
     """Sample the codes of a region again; every kind of editing calls this.
 
@@ -178,10 +154,8 @@ def edit_codes(
         composite: Lay the image's own pixels over everything outside of the region, which then stays bit for bit; the
             edge is blended inside of the region. Otherwise variants are what the decoder gives.
         num_images: Number of variants.
-        guidance_scale: As in a call of the pipeline.
-        num_inference_steps: As in a call of the pipeline.
         generator: As in a call of the pipeline.
-        batch_size: As in a call of the pipeline.
+        **sampling: `guidance_scale`, `num_inference_steps` and `batch_size`, as in a call of the pipeline.
 
     Raises:
         CodaError: If the image or the region cannot be read, the region is empty, or a number is out of range.
@@ -202,11 +176,9 @@ def edit_codes(
     sampled = pipeline.sample_codes(
         [label] * num_images,
         generators_per_image(generator, [label] * num_images),
-        guidance_scale=guidance_scale,
-        num_inference_steps=num_inference_steps,
         known=(codes.expand(num_images, -1), keep.expand(num_images, -1)),
-        batch_size=batch_size,
         on_level_end=requantize_kept_codes(pipeline.quantizer, latents.float(), keep),
+        **sampling,
     )
     decoded = pipeline.decode(sampled).cpu()
     pipeline.maybe_free_model_hooks()
@@ -231,10 +203,7 @@ def edit_codes(
 def requantize_kept_codes(quantizer: ResidualQuantizer, latents: torch.Tensor, keep: torch.Tensor) -> Hook:
     """A hook for the end of a level: quantizes the next level's kept codes from the residual that is left.
 
-    Args:
-        quantizer: The tokenizer's quantizer.
-        latents: (1, C, h, w) float32, the latent of the image.
-        keep: (T,) bool.
+    `latents` are the image's own, (1, C, h, w) float32; `keep` is (T,) bool.
     """
     layout, keys = quantizer.layout, quantizer.keys()
 

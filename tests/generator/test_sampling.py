@@ -1,4 +1,4 @@
-"""Sampling over predictors that are no model: what is asked, what is kept, what is random."""
+"""Sampling with predictors that are not models: which logits are needed, what is kept, what is random."""
 
 import math
 
@@ -42,16 +42,9 @@ def sample(predict=None, seeds=(0, 1, 2), **settings):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_every_cell_gets_a_code(order):
-    codes = sample(order=order)
-    assert codes.shape == (3, LAYOUT.num_tokens)
-    assert codes.min() >= 0
-    assert codes.max() < LAYOUT.codebook_size
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_neither_batch_size_nor_order_changes_a_picture(order):
+def test_neither_batch_size_nor_order_changes_an_image(order):
     together = sample(order=order, seeds=(3, 1, 2))
+    assert together.shape == (3, LAYOUT.num_tokens) and together.min() >= 0 and together.max() < LAYOUT.codebook_size
     for place, seed in enumerate((3, 1, 2)):
         assert torch.equal(sample(order=order, seeds=(seed,))[0], together[place])
     assert torch.equal(sample(order=order, seeds=(1, 2, 3)), together[[1, 2, 0]])
@@ -59,17 +52,15 @@ def test_neither_batch_size_nor_order_changes_a_picture(order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_what_is_known_of_one_picture_changes_no_other(order):
-    codes, keep = (
-        torch.zeros(2, LAYOUT.num_tokens, dtype=torch.long),
-        torch.zeros(2, LAYOUT.num_tokens, dtype=torch.bool),
-    )
+def test_known_codes_of_one_image_change_no_other(order):
+    codes = torch.zeros(2, LAYOUT.num_tokens, dtype=torch.long)
+    keep = torch.zeros_like(codes).bool()
     keep[0, :7] = True
     edited = sample(order=order, seeds=(4, 5), known=(codes, keep))
     assert torch.equal(edited[1], sample(order=order, seeds=(5,))[0])
 
 
-def test_how_logits_are_cut_into_blocks_changes_nothing():
+def test_blocks_of_logits_change_nothing():
     assert torch.equal(sample(Oracle(block=1)), sample(Oracle(block=7)))
 
 
@@ -79,18 +70,12 @@ def test_known_codes_stay_and_are_never_asked(order):
     keep = torch.rand(2, LAYOUT.num_tokens) < 0.6
     keep[1] = True
     predict = Oracle()
+    assert torch.equal(sample(predict, seeds=(1,), known=(given[1:], keep[1:])), given[1:]) and not predict.calls
     codes = sample(predict, seeds=(0, 1), order=order, known=(given, keep))
     assert torch.equal(codes[keep], given[keep])
     for level, _, cells, _ in predict.calls:
         asked = cells[0, : int((~keep[0, LAYOUT.offsets[level] : LAYOUT.offsets[level + 1]]).sum())]
         assert not keep[0, LAYOUT.offsets[level] :][asked].any()
-
-
-def test_all_known_asks_nothing():
-    given = torch.randint(0, 11, (1, LAYOUT.num_tokens))
-    predict = Oracle()
-    assert torch.equal(sample(predict, seeds=(0,), known=(given, torch.ones_like(given).bool())), given)
-    assert predict.calls == []
 
 
 def test_wrong_known_codes_are_refused():
@@ -108,40 +93,32 @@ def test_planned_orders_ask_only_for_what_they_fill(order):
     assert sum(cells.shape[1] for _, _, cells, _ in predict.calls) == LAYOUT.num_tokens
 
 
-def test_the_surest_cell_comes_first():
+def test_the_most_confident_cell_comes_first():
     def predict(codes, prefix, level, cells, scale):
-        sureness = 1.0 + cells.float()  # the later the cell, the surer
         logits = torch.zeros(*cells.shape, 11)
-        logits[..., 0] = sureness
+        logits[..., 0] = 1.0 + cells.float()  # the later the cell, the more confident
         return [logits.flatten(0, 1)]
 
     seen = []
-    sample(
-        predict, seeds=(0,), temperature=0, confidence_noise=0, on_step=lambda s: seen.append(s.codes[0, -16:].clone())
-    )
+    sample(predict, seeds=(0,), temperature=0, confidence_noise=0, on_step=lambda s: seen.append(s.codes[0, -16:]))
     filled = seen[-3] != 11  # after the second of the last level's four steps
-    assert filled[-int(filled.sum()) :].all()
-    assert 0 < filled.sum() < 16
-
-
-def test_the_prefix_is_what_the_earlier_levels_say():
-    steps = []
-    codes = sample(on_step=lambda s: steps.append(s))
-    prefixes = prefix_latents(codes, LAYOUT, TABLE)
-    for step in steps:
-        torch.testing.assert_close(step.prefix, prefixes[step.level])
+    assert filled[-int(filled.sum()) :].all() and 0 < filled.sum() < 16
 
 
 def test_steps_are_reported_in_order_and_may_replace_codes():
     seen = []
 
     def on_step(step):
-        seen.append((step.level, step.step, step.index, step.total))
+        seen.append(step)
         return step.codes.masked_fill(step.codes == 3, 4)
 
     codes = sample(on_step=on_step)
-    assert seen == [(lv, st, sum(STEPS[:lv]) + st, 10) for lv in range(4) for st in range(STEPS[lv])]
+    expected = [(level, step, sum(STEPS[:level]) + step, 10) for level in range(4) for step in range(STEPS[level])]
+    assert [(step.level, step.step, step.index, step.total) for step in seen] == expected
     assert not (codes == 3).any()
+    prefixes = prefix_latents(codes, LAYOUT, TABLE)
+    for step in seen:
+        torch.testing.assert_close(step.prefix, prefixes[step.level])
 
 
 def test_a_level_ends_with_its_values_in_the_prefix_and_may_change_the_next():
@@ -179,7 +156,7 @@ def test_draws_follow_the_distribution():
     torch.testing.assert_close(log_p, logits.gather(1, codes[:, None])[:, 0])
 
 
-def test_temperature_zero_takes_the_likeliest_and_low_sharpens():
+def test_temperature_zero_takes_the_most_likely_code_and_low_sharpens():
     logits = torch.tensor([[0.0, 1.0, 0.5]]).expand(5_000, 3)
     uniform = torch.rand(5_000, generator=generators(0)[0])
     assert (draw_codes(logits, uniform, 0.0)[0] == 1).all()

@@ -23,21 +23,15 @@ def test_an_unknown_mask_schedule_is_named():
         mask_ratio(torch.tensor(0.5), "cosin")
 
 
-def test_one_number_of_steps_is_shared_out():
+def test_steps_per_level():
     assert steps_per_level(16, LAYOUT) == (1, 1, 2, 3, 4, 5)
     assert steps_per_level(6, LAYOUT) == (1,) * 6
+    assert steps_per_level(1000, LAYOUT) == (1, 4, 9, 16, 36, 64), "as many as there are cells"
+    assert steps_per_level([1, 1, 1, 2, 2, 9], LAYOUT) == (1, 1, 1, 2, 2, 9)
     for total in range(6, 60):
         shared = steps_per_level(total, LAYOUT)
         assert sum(shared) == total
         assert list(shared) == sorted(shared)
-
-
-def test_a_level_takes_no_more_steps_than_cells():
-    assert steps_per_level(1000, LAYOUT) == (1, 4, 9, 16, 36, 64)
-
-
-def test_steps_per_level_are_taken_as_given():
-    assert steps_per_level([1, 1, 1, 2, 2, 9], LAYOUT) == (1, 1, 1, 2, 2, 9)
 
 
 @pytest.mark.parametrize("steps", [5, 0, [1, 2], [1, 1, 1, 1, 1, 0], 6.5, [1.5] * 6, [10**9] * 6])

@@ -1,32 +1,31 @@
-"""One photograph through the tokenizer and back."""
+"""An image through the tokenizer and back."""
 
 from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from coda.pipeline import CodaPipeline, reconstruct
-from coda.tokenizer import CodaError, CodaTokenizer
+from coda.pipeline import reconstruct
+from coda.tokenizer import CodaError
 
 
 @pytest.fixture
-def tokenizer(pipeline: CodaPipeline) -> CodaTokenizer:
+def tokenizer(pipeline):
     return pipeline.tokenizer
 
 
-def _photograph(height: int = 40, width: int = 60) -> Image.Image:
+def _image(height=40, width=60):
     generator = np.random.default_rng(0)
     coarse = Image.fromarray(generator.integers(0, 256, (5, 7, 3), dtype=np.uint8))
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def test_what_comes_back_is_what_the_tokenizer_decodes(tokenizer: CodaTokenizer) -> None:
+def test_the_reconstruction_is_what_the_tokenizer_decodes(tokenizer):
     image = torch.rand(3, 16, 16) * 2 - 1
     result = reconstruct(tokenizer, image)
     codes = tokenizer.encode(image[None])
@@ -41,64 +40,58 @@ def test_what_comes_back_is_what_the_tokenizer_decodes(tokenizer: CodaTokenizer)
     assert result.psnr == pytest.approx(10 * math.log10(255**2 / error), abs=1e-6)
 
 
-def test_what_it_costs(tokenizer: CodaTokenizer) -> None:
-    result = reconstruct(tokenizer, _photograph())
+def test_levels_tokens_and_bits(tokenizer):
+    result = reconstruct(tokenizer, _image())
     assert (result.tokens, result.bits, result.bits_per_pixel) == (85, 425, 425 / 256)
-    coarse = reconstruct(tokenizer, _photograph(), levels=2)
+    coarse = reconstruct(tokenizer, _image(), levels=2)
     assert (coarse.tokens, coarse.bits, len(coarse.codes)) == (5, 25, 5)
     assert torch.equal(coarse.codes, result.codes[:5])
     assert coarse.reconstruction.tobytes() != result.reconstruction.tobytes()
     assert coarse.describe().endswith("5 tokens, 25 bits (0.0977 per pixel)")
+    assert result.images == (result.original, result.reconstruction, result.difference)
+    assert result.side_by_side().width > 3 * 256 and result.side_by_side().height > 256
 
 
-def test_another_size_than_the_tokenizers_own(tokenizer: CodaTokenizer) -> None:
-    result = reconstruct(tokenizer, _photograph(), size=(24, 32))
+def test_another_size_than_the_tokenizers(tokenizer):
+    result = reconstruct(tokenizer, _image(), size=(24, 32))
     assert result.original.size == result.reconstruction.size == (32, 24)
     layout = tokenizer.layout_for(24, 32)
     assert (result.tokens, len(result.codes)) == (layout.num_tokens, layout.num_tokens)
-    coarse = reconstruct(tokenizer, _photograph(), levels=2, size=(24, 32))
+    coarse = reconstruct(tokenizer, _image(), levels=2, size=(24, 32))
     assert coarse.tokens == layout.offsets[2] and torch.equal(coarse.codes, result.codes[: coarse.tokens])
-    with pytest.raises(CodaError, match="multiples of"):
-        reconstruct(tokenizer, _photograph(), size=(25, 32))
 
 
-def test_the_three_stand_side_by_side(tokenizer: CodaTokenizer) -> None:
-    result = reconstruct(tokenizer, _photograph())
-    picture = result.side_by_side()
-    assert picture.width > 3 * 256 and picture.height > 256
-    assert result.images == (result.original, result.reconstruction, result.difference)
-
-
-def test_files_and_images_are_scaled_turned_and_cut_alike(tokenizer: CodaTokenizer, tmp_path: Path) -> None:
-    photograph = _photograph()
-    photograph.save(tmp_path / "photo.png")
-    expected = reconstruct(tokenizer, photograph).original
+def test_files_and_images_are_scaled_turned_and_cut_alike(tokenizer, tmp_path):
+    image = _image()
+    image.save(tmp_path / "photo.png")
+    expected = reconstruct(tokenizer, image).original
     assert expected.size == (16, 16)
     assert reconstruct(tokenizer, tmp_path / "photo.png").original == expected
     assert reconstruct(tokenizer, str(tmp_path / "photo.png")).original == expected
     # Lying on its side, with a note that says so; as a camera writes it.
     exif = Image.Exif()
     exif[0x0112] = 6
-    lying = photograph.transpose(Image.Transpose.ROTATE_90)
+    lying = image.transpose(Image.Transpose.ROTATE_90)
     buffer = io.BytesIO()
     lying.save(buffer, "PNG", exif=exif)
     assert reconstruct(tokenizer, Image.open(buffer)).original == expected
-    assert reconstruct(tokenizer, photograph.convert("CMYK")).original.size == (16, 16)
+    assert reconstruct(tokenizer, image.convert("CMYK")).original.size == (16, 16)
 
 
-def test_what_is_no_photograph(tokenizer: CodaTokenizer, tmp_path: Path) -> None:
+def test_wrong_arguments(tokenizer, tmp_path):
     (tmp_path / "text.jpg").write_text("words")
-    with pytest.raises(CodaError, match=r"text\.jpg is not an image"):
-        reconstruct(tokenizer, tmp_path / "text.jpg")
-    with pytest.raises(CodaError, match=r"nowhere\.jpg cannot be opened: No such file"):
-        reconstruct(tokenizer, tmp_path / "nowhere.jpg")
-    with pytest.raises(CodaError, match=r"expected \(3, 16, 16\)"):
-        reconstruct(tokenizer, torch.zeros(3, 8, 8))
-    with pytest.raises(CodaError, match="1 to 4"):
-        reconstruct(tokenizer, _photograph(), levels=5)
+    for image, settings, says in (
+        (tmp_path / "text.jpg", {}, r"text\.jpg is no"),
+        (tmp_path / "nowhere.jpg", {}, r"nowhere\.jpg cannot be .*No such file"),
+        (torch.zeros(3, 8, 8), {}, r"expected \(3, 16, 16\)"),
+        (_image(), {"levels": 5}, "1 to 4"),
+        (_image(), {"size": (25, 32)}, "multiples of"),
+    ):
+        with pytest.raises(CodaError, match=says):
+            reconstruct(tokenizer, image, **settings)
 
 
-def test_a_real_photograph(tokenizer: CodaTokenizer, shared_data: Path) -> None:
+def test_a_real_photo(tokenizer, shared_data):
     path = sorted((shared_data / "imagenet-sample-256").rglob("*.jpg"))[0]
     result = reconstruct(tokenizer, path)
     assert np.asarray(result.original).std() > 5 and 0 < result.psnr < 50
