@@ -24,6 +24,7 @@ from .arguments import COMMON, Argument, UsageError, arguments_of, convert, fire
 from .arguments import to_json as settings_to_json
 from .config_file import read_config
 from .failures import Terminated, quiet_libraries, reason, reopen_closed_streams, signals_raise
+from .help_text import command_page, overview
 
 SUMMARY = "coda turns a continuous VAE into a discrete tokenizer, and trains a masked transformer over its codes."
 
@@ -135,16 +136,13 @@ def run_command(name: str, words: list[str]) -> None:
         name: "coda" and the command's name.
         words: The words after it.
     """
-    from .help_text import command_page, overview
-
     command = name.removeprefix("coda").strip()
     if words[:1] == ["--version"]:
         print(f"coda {metadata.version('coda')}")
     elif command not in COMMANDS:
-        members = {
-            known.removeprefix(command).strip(): load_command(known) for known in COMMANDS if known.startswith(command)
-        }
-        print(overview(name, GROUPS.get(command, SUMMARY), members))
+        members = [known for known in COMMANDS if known.startswith(command)]
+        pages = {member.removeprefix(command).strip(): load_command(member) for member in members}
+        print(overview(name, GROUPS.get(command, SUMMARY), pages))
     elif {"--help", "-h"} & set(words[: words.index("--")] if "--" in words else words):
         print(command_page(command, load_command(command)))
     else:
@@ -172,6 +170,8 @@ def call_through_fire(name: str, command: Callable[..., str | None], words: Sequ
     def called(
         config: Path | None = None, dry_run: bool = False, debug: bool = False, help: bool = False, **given: Any
     ) -> str | None:
+        if help:
+            return command_page(name, command)
         values = resolve(given, arguments, read_config(config) if config else {})
         chosen = parameters(values, arguments)
         if dry_run:
@@ -187,10 +187,10 @@ def call_through_fire(name: str, command: Callable[..., str | None], words: Sequ
 
 
 def _check_earlier_stage(arguments: Sequence[Argument], values: Mapping[str, Any]) -> None:
-    """What an input's default names must be there: what the command before this one makes.
+    """Check that the inputs that were left at their defaults, which earlier commands make, are there.
 
     Raises:
-        CodaError: If it is not; the message names the command that makes it.
+        CodaError: If one is missing; the message names the command that makes it.
     """
     for argument in arguments:
         place = str(argument.default)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from coda.tokenizer.foundation.settings import Count, Natural
+from coda.tokenizer.foundation.settings import Count
+from coda.tokenizer.settings import RunOptions
 
-from ..cli.arguments import Help
-from .flags import BatchSize, Data, Out, Overwrite, Placement, Repeats, Tokenizer
+from ..cli.arguments import Help, Without
+from .flags import BatchSize, Data, Out, Repeats, Tokenizer
 from .output import ending_of
 
 
@@ -19,10 +20,8 @@ def speed_tokenize(
     limit: Annotated[Count | None, Help("Use only this many images, the first.")] = None,
     out: Out = Path("runs/speed-tokenize"),
     batch_size: BatchSize = 32,
-    workers: Annotated[Natural, Help("Worker processes that load data; 0 loads in the main process.")] = 0,
     repeats: Repeats = 3,
-    placement: Placement,
-    overwrite: Overwrite = False,
+    run: Annotated[RunOptions, Without("strict", "checkpoint_every")],
 ) -> str:
     """Measure the speed of tokenize-dataset, against what the machine allows and a plain loop.
 
@@ -31,7 +30,6 @@ def speed_tokenize(
     """
     from coda.benchmarks import tokenizing_speed
 
-    report = tokenizing_speed(
-        tokenizer, data, out, limit, batch_size, workers, repeats, placement.device, placement.dtype, overwrite
-    )
+    options = (batch_size, run.workers, repeats, run.device, run.dtype, run.overwrite)
+    report = tokenizing_speed(tokenizer, data, out, limit, *options)
     return ending_of(report, out)

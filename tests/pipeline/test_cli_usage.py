@@ -94,6 +94,13 @@ def test_help_wins_over_complete_arguments(capsys: pytest.CaptureFixture[str], t
     assert status == 0 and "Usage: coda sample" in out
 
 
+def test_help_with_a_value_is_help_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = said(capsys, "train-maskgit", "--help=true")
+    assert status == 0 and "Usage: coda train-maskgit" in out
+    status, out, err = said(capsys, "train-maskgit", "--help=1")
+    assert (status, out) == (2, "") and '--help "1" is not true or false' in err
+
+
 @pytest.mark.parametrize("words", [["--help"], ["-h"], *([group, "--help"] for group in GROUPS)])
 def test_overviews_name_the_commands(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = said(capsys, *words)
