@@ -13,13 +13,14 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from coda.tokenizer.foundation.errors import CodaError, shown
 from coda.tokenizer.foundation.launcher import is_main_process
 
+from ..commands import COMMANDS, GROUPS, load_command
 from .arguments import COMMON, Argument, UsageError, arguments_of, convert, fire_words, nearest, parameters, resolve
 from .arguments import to_json as settings_to_json
 from .config_file import read_config
@@ -27,37 +28,6 @@ from .failures import Terminated, quiet_libraries, reason, reopen_closed_streams
 from .help_text import command_page, overview
 
 SUMMARY = "coda turns a continuous VAE into a discrete tokenizer, and trains a masked transformer over its codes."
-
-# In the order in which one uses them. "group word": "module:function" of coda.pipeline.commands.
-COMMANDS = {
-    "train-vae": "train_vae:train_vae",
-    "adapt": "adapt:adapt",
-    "import-official": "import_official:import_official",
-    "export-onnx": "export_onnx:export_onnx",
-    "tokenize-dataset": "tokenize_dataset:tokenize_dataset",
-    "merge-cache": "merge_cache:merge_cache",
-    "cache export": "cache:export_cache",
-    "cache import": "cache:import_cache",
-    "inspect": "inspect:inspect",
-    "train-maskgit": "train_maskgit:train_maskgit",
-    "sample": "sample:sample",
-    "edit inpaint": "edit:inpaint",
-    "edit outpaint": "edit:outpaint",
-    "edit vary": "edit:vary",
-    "edit change-class": "edit:change_class",
-    "reconstruct": "reconstruct:reconstruct",
-    "benchmark rfid": "benchmark_rfid:rfid",
-    "benchmark gfid": "benchmark_gfid:gfid",
-    "benchmark ablation": "benchmark_ablation:ablation",
-    "benchmark speed": "benchmark_speed:speed",
-    "benchmark speed-tokenize": "benchmark_speed_tokenize:speed_tokenize",
-    "benchmark speed-sample": "benchmark_speed_sample:speed_sample",
-}
-GROUPS = {
-    "cache": "coda cache exports and imports code caches for programs that do not use coda.",
-    "edit": "coda edit resamples part of an image's codes.",
-    "benchmark": "coda benchmark measures what the other commands made: JSON, a Markdown table and plots.",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,12 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage = isinstance(error, UsageError)
         _say(f"{name}: {reason(error)}" + (f" (see {name} --help)" if usage else ""))
         return 2 if usage else 1
-
-
-def load_command(name: str) -> Callable[..., str]:
-    """The function of a command by its name, such as "train-vae" or "benchmark rfid"."""
-    module, _, function = COMMANDS[name].partition(":")
-    return getattr(import_module(f"coda.pipeline.commands.{module}"), function)
 
 
 def _name(words: Sequence[str]) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from coda.pipeline.cli.cli import COMMANDS, GROUPS, load_command, main
+from coda.pipeline.cli.cli import main
 from coda.pipeline.cli.failures import reason
+from coda.pipeline.commands import COMMANDS, GROUPS, load_command
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

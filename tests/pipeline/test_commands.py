@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from coda.pipeline.cli.arguments import Argument, arguments_of
-from coda.pipeline.cli.cli import COMMANDS, load_command, main
+from coda.pipeline.cli.cli import main
 from coda.pipeline.cli.help_text import examples
+from coda.pipeline.commands import COMMANDS, load_command
 
 EXAMPLES = [(name, example) for name in COMMANDS for example in examples(load_command(name))]
 
