@@ -10,6 +10,7 @@ from coda.tokenizer.foundation.settings import Count, Precision
 
 from ..cli.arguments import Help, UsageError, Without
 from .flags import BatchSize, Classes, MeasureOptions, ModelOptions, Out, Placement
+from .model import find_classes, open_pipeline, sampler_of, sampling_record
 from .output import ending_of
 
 
@@ -50,8 +51,6 @@ def gfid(
         coda benchmark gfid --samples runs/samples --reference VIRTUAL_imagenet256_labeled.npz
     """
     from coda.benchmarks import generation_metrics
-
-    from .model import find_classes, open_pipeline, sampler_of, sampling_record
 
     sampled: dict[str, Any] = {"samples": samples}
     if samples is None:

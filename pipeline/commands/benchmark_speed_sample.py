@@ -10,6 +10,7 @@ from coda.tokenizer.foundation.settings import Count
 
 from ..cli.arguments import Help, UsageError
 from .flags import BatchSize, ModelOptions, Out, Overwrite, Placement, Repeats
+from .model import open_pipeline, sampler_of
 from .output import ending_of
 
 
@@ -36,8 +37,6 @@ def speed_sample(
     """
     from coda.benchmarks import speed
     from coda.tokenizer import CodaTokenizer
-
-    from .model import open_pipeline, sampler_of
 
     sampler = None
     if model is not None:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from coda.generator.settings import SamplingSettings
+from coda.tokenizer.foundation.atomic_io import write_json
 from coda.tokenizer.foundation.settings import Count, Natural, Parsed, Range, setting
 
 from ..cli.arguments import Help
 from .flags import ModelOptions, Out, Overwrite, Placement
+from .model import find_class, open_pipeline, sampling_arguments, sampling_record
+from .output import new_directory
 
 
 def parse_box(value: Any) -> tuple[float, ...]:
@@ -137,11 +140,7 @@ def _edit(
     kind: str, image: Path, class_: str | None, options: EditOptions, out: Path, overwrite: bool, **how: Any
 ) -> str:
     """Make variants with the function `kind` of `coda.pipeline.editing`, and write them."""
-    from coda.tokenizer.foundation.atomic_io import write_json
-
     from .. import editing
-    from .model import find_class, open_pipeline, sampling_arguments, sampling_record
-    from .output import new_directory
 
     how |= {"coverage": options.coverage, "composite": options.composite}
     with new_directory(out, overwrite, mark="edit.json") as folder:

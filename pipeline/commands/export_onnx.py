@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .flags import Out, Overwrite, Tokenizer, TokenizerSize
+from .output import new_directory
 
 
 def export_onnx(
@@ -23,8 +24,6 @@ def export_onnx(
     from coda.tokenizer import CodaTokenizer
     from coda.tokenizer.onnx_export import DECODER, DESCRIPTION, ENCODER
     from coda.tokenizer.onnx_export import export_onnx as export
-
-    from .output import new_directory
 
     with new_directory(out, overwrite, mark=DESCRIPTION) as folder:
         model = CodaTokenizer.from_pretrained(tokenizer)

@@ -9,6 +9,7 @@ from coda.tokenizer.foundation.settings import Side
 
 from ..cli.arguments import Help
 from .flags import Out, Overwrite
+from .output import new_directory
 
 Checkpoint = Annotated[
     Path, Help("The checkpoint as published: the tokenizer's weights and the VAE that it was made from.")
@@ -27,8 +28,6 @@ def import_official(
         coda import-official downloads/coda-kl16 --out runs/coda-kl16
     """
     from coda.tokenizer import tokenizer_from_official
-
-    from .output import new_directory
 
     with new_directory(out, overwrite, mark="coda_tokenizer.json") as folder:
         tokenizer = tokenizer_from_official(directory, sides=sides)

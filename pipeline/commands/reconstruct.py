@@ -7,11 +7,14 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Annotated
 
+from coda.tokenizer.foundation.atomic_io import write_json
 from coda.tokenizer.foundation.errors import shown
 from coda.tokenizer.foundation.settings import Count, Unsplit
 
 from ..cli.arguments import Help
 from .flags import Out, Overwrite, Placement, Tokenizer, TokenizerSize
+from .model import to_device
+from .output import new_directory
 
 _OVERLAP = 64  # pixels over which neighboring tiles are blended, if they are large enough
 _KINDS = ("original", "reconstruction", "difference")
@@ -41,11 +44,8 @@ def reconstruct(
         coda reconstruct panorama.jpg --size 1024x3072 --tile 512
     """
     from coda.tokenizer import CodaTokenizer
-    from coda.tokenizer.foundation.atomic_io import write_json
 
     from ..reconstruction import reconstruct as through
-    from .model import to_device
-    from .output import new_directory
 
     names = _file_names(images)
     made = []

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from coda.generator.settings import SamplingSettings
+from coda.tokenizer.foundation.atomic_io import write_json
 from coda.tokenizer.foundation.settings import Count
 
 from ..cli.arguments import Help
 from .flags import BatchSize, Classes, ModelOptions, Out, Overwrite, Placement
+from .model import find_classes, open_pipeline, sampling_arguments, sampling_record
+from .output import new_directory
 
 if TYPE_CHECKING:
     from ..classes import ClassTable
@@ -37,11 +40,7 @@ def sample(
         coda sample --class 207
         coda sample --model runs/generator --class "golden retriever,tabby" --class n02783161 --num 8 --seed 1
     """
-    from coda.tokenizer.foundation.atomic_io import write_json
-
     from ..grid import labelled_grid
-    from .model import find_classes, open_pipeline, sampling_arguments, sampling_record
-    from .output import new_directory
 
     with new_directory(out, overwrite, mark="samples.json") as folder:
         pipeline = open_pipeline(source, placement)
