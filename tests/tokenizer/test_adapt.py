@@ -152,7 +152,6 @@ def test_every_setting_does_something(tmp_path, vae, ramps, plain, changed):
     [
         (dict(size=9), "size 9x9 is not a multiple of the VAE's factor, 2"),
         (dict(sides=(1, 2, 3)), r"the last side is \(3, 3\), the latent's grid at 8x8 pixels is \(4, 4\)"),
-        (dict(norm="batch"), "norm 'batch'"),
         (dict(attention_dim=4), "attention width of 5 at least"),
         (dict(codebook_size=4096), "24 images give .* vectors for 4096 codes"),
     ],

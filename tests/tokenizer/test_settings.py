@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import pytest
 
+from coda.generator.settings import MaskGitSettings
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.settings import Count, Fraction, Settings, Side, Size, setting
+from coda.tokenizer.settings import AdaptSettings, RunOptions, VaeSettings
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,18 @@ def test_values_are_normalized(given: dict[str, Any], taken: dict[str, Any]) -> 
 def test_wrong_values_are_refused_with_what_would_be_right(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(CodaError, match=message):
         DenoiseSettings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        (VaeSettings, {"architecture": "big"}), (AdaptSettings, {"norm": "batch"}), (RunOptions, {"dtype": "float16"}),
+        (RunOptions, {"device": "abacus"}), (RunOptions, {"checkpoint_every": 0}),
+        *((MaskGitSettings, wrong) for wrong in (
+            {"preset": "giant"}, {"corruption": 1.5}, {"mask_law": "sine"}, {"lr_decay": "step"}, {"steps": 0},
+        )),
+    ],
+)  # fmt: skip
+def test_settings_of_the_trainings_are_checked(settings: type[Settings], wrong: dict[str, Any]) -> None:
+    with pytest.raises(CodaError, match=next(iter(wrong))):
+        settings(**wrong)
