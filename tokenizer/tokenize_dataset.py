@@ -46,6 +46,7 @@ class TokenizeSummary:
         num_classes: Classes of the labels; 0 if there are none.
         encoded: Images that this run encoded, in all its processes; 0 if the cache was complete already.
         seconds: How long that took.
+        ignored: The files of the data that are not images, counted in words; "" if there are none.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class TokenizeSummary:
     num_classes: int
     encoded: int
     seconds: float
+    ignored: str
 
     @property
     def images_per_second(self) -> float:
@@ -115,7 +117,7 @@ def tokenize_dataset(
             _check_skipped(writer.skipped, source.location, most_skipped)
             writer.finish()
         seconds = time.monotonic() - began
-        return processes.broadcast_from_main(lambda: _summarize(out, encoded, seconds))
+        return processes.broadcast_from_main(lambda: _summarize(out, source, encoded, seconds))
 
 
 @torch.inference_mode()
@@ -161,13 +163,14 @@ def _advise_on_shards(items: int, shard_size: int, processes: Processes) -> None
         log_info(f"few shards for {processes.count} processes: some will wait for others; {advice}")
 
 
-def _summarize(out: str | Path, encoded: int, seconds: float) -> TokenizeSummary:
+def _summarize(out: str | Path, source: ImageSource, encoded: int, seconds: float) -> TokenizeSummary:
     cache = CodeCache(out)
     skipped = [Skipped(**item) for item in cache.manifest["skipped"]]
     if skipped:
         first = f"{skipped[0].key}, {skipped[0].reason}"
         log_info(f"left out {len(skipped):,} items; the first, {first}; all in {MANIFEST}")
-    return TokenizeSummary(cache.path, cache.num_images, skipped, cache.num_classes, encoded, seconds)
+    ignored = source.describe_ignored()
+    return TokenizeSummary(cache.path, cache.num_images, skipped, cache.num_classes, encoded, seconds, ignored)
 
 
 def _describe(

@@ -35,4 +35,5 @@ def tokenize_dataset(
     items = f"{summary.images + left_out:,} items, {left_out:,} of them broken and left out"
     labels = f"{summary.num_classes:,} classes" if summary.num_classes else "no labels"
     speed = f"{summary.images_per_second:,.1f} images/s" if summary.encoded else "all encoded before"
-    return f"Made a code cache of {summary.images:,} images in {summary.path}: {items}; {labels}; {speed}"
+    made = f"Made a code cache of {summary.images:,} images in {summary.path}: {items}; {labels}; {speed}"
+    return f"{made}; {summary.ignored}" if summary.ignored else made

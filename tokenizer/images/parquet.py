@@ -82,10 +82,11 @@ class TableSource(ImageSource):
         all_names = files[0][1] or []
         differ = any(names != all_names for _, names in files)
         for path, (numbers, names) in zip(self._files, files, strict=True):
-            if names is None or (differ and len(set(names)) < len(names)):
+            most = int(numbers.max(initial=-1))
+            if (names is None and most >= 0) or (differ and names and len(set(names)) < len(names)):
                 raise CodaError(f"{path} does not name its classes as {self._files[0]} does; give one of them")
-            if numbers.max(initial=-1) >= len(names):
-                raise CodaError(f"{path}: label {numbers.max()} where only {len(names)} classes are named")
+            if most >= len(names or []):
+                raise CodaError(f"{path}: label {most} where only {len(names or [])} classes are named")
         if differ:  # the classes are those of all files, matched by name
             all_names = list(dict.fromkeys(name for _, names in files for name in names or []))
             if self._columns is not None and self._columns.label_is_name:
