@@ -5,6 +5,7 @@ Each image depends on its class and seed alone, so the number of whole images in
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -38,9 +39,9 @@ class SampleStore(ImageSet):
         self.labels, self.seeds = labels, seeds
         self.description = {"set": "sampled", "balance": balance, "crop": "none"}
         self.size: tuple[int, int] | None = None
-        if self._size_file.exists():
-            height, width = json.loads(self._size_file.read_text())
-            self.size = (height, width)
+        with contextlib.suppress(OSError, ValueError, TypeError):  # without a size, sampling starts over
+            height, width = map(int, json.loads(self._size_file.read_text()))
+            self.size = (height, width) if min(height, width) > 0 else None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -55,10 +55,10 @@ def tokenizer() -> GrayTokenizer:
 
 
 @pytest.fixture(scope="session")
-def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 cuts of photos, 32×32, in the folders of three ImageNet classes."""
     data = pytest.importorskip("skimage.data")
-    folder = tmp_path_factory.mktemp("image_folder")
+    folder = tmp_path_factory.mktemp("dataset")
     cuts = {"n02123045": data.chelsea(), "n10565667": data.astronaut(), "n07920052": data.coffee()}
     for name, image in cuts.items():
         (folder / name).mkdir()

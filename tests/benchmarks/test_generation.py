@@ -12,6 +12,7 @@ from PIL import Image
 from coda.benchmarks import generation_metrics
 from coda.benchmarks.features.distances import Statistics
 from coda.benchmarks.generation import choose_classes
+from coda.benchmarks.image_sets.sample_store import SampleStore
 from coda.tokenizer import CodaError
 from coda.tokenizer.images import to_uint8
 
@@ -36,11 +37,11 @@ class Sampler:
         return torch.stack(images)
 
 
-def test_report_of_a_sampler(image_folder: Path, extractor: Any, tmp_path: Path) -> None:
+def test_report_of_a_sampler(dataset: Path, extractor: Any, tmp_path: Path) -> None:
     sampler = Sampler()
     settings = {"guidance": 3.0, "steps": [1, 2, 4]}
     report = generation_metrics(
-        sampler, image_folder, tmp_path / "out", num_images=20, extractor=extractor, sampling=settings, seed=100
+        sampler, dataset, tmp_path / "out", num_images=20, extractor=extractor, sampling=settings, seed=100
     )
     for name in ("fd_color", "kid_color", "precision_color", "recall_color", "score_color", "sfd_color"):
         assert report[name] is not None, name
@@ -53,74 +54,83 @@ def test_report_of_a_sampler(image_folder: Path, extractor: Any, tmp_path: Path)
     assert not (tmp_path / "out" / "samples").exists()
 
 
-def test_the_reference_against_itself(image_folder: Path, extractor: Any, tmp_path: Path) -> None:
-    report = generation_metrics(image_folder, image_folder, tmp_path / "out", extractor=extractor)
+def test_the_reference_against_itself(dataset: Path, extractor: Any, tmp_path: Path) -> None:
+    report = generation_metrics(dataset, dataset, tmp_path / "out", extractor=extractor)
     assert report["fd_color"] == pytest.approx(0, abs=1e-6)
     assert report["precision_color"] == report["recall_color"] == 1
     assert abs(float(report.provenance["self_check"].split()[0])) < 1e-6
 
 
-def test_an_interrupted_run_is_resumed(image_folder: Path, extractor: Any, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed(dataset: Path, extractor: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {"num_images": 10, "extractor": extractor, "sampling": {"model": "m"}, "batch_size": 3}
-    whole = generation_metrics(Sampler(), image_folder, tmp_path / "whole", **options)
+    whole = generation_metrics(Sampler(), dataset, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        generation_metrics(Sampler(stop_after=6), image_folder, tmp_path / "out", **options)
+        generation_metrics(Sampler(stop_after=6), dataset, tmp_path / "out", **options)
     with pytest.raises(CodaError, match="other settings"):
-        generation_metrics(Sampler(), image_folder, tmp_path / "out", **options | {"sampling": {"model": "n"}})
-    # A killed run may leave a part of an image.
+        generation_metrics(Sampler(), dataset, tmp_path / "out", **options | {"sampling": {"model": "n"}})
+    # A killed run may leave a part of an image behind.
     with open(tmp_path / "out" / "samples" / "images.u8", "ab") as file:
         file.write(b"\x00" * 100)
     rest = Sampler()
-    resumed = generation_metrics(rest, image_folder, tmp_path / "out", **options)
+    resumed = generation_metrics(rest, dataset, tmp_path / "out", **options)
     assert [seed for _, seed in rest.asked] == [6, 7, 8, 9]
     assert [f.value for f in resumed.figures] == [f.value for f in whole.figures]
 
 
-def test_exported_samples_measure_the_same(image_folder: Path, extractor: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ["", "[8", "[0, 0]", "{}", '"a"', "[8, 8, 8]"])
+def test_a_store_with_a_damaged_size_starts_over(damaged: str, tmp_path: Path) -> None:
+    (tmp_path / "size.json").write_text(damaged)
+    (tmp_path / "images.u8").write_bytes(b"?" * 9999)
+    store = SampleStore(tmp_path, [0, 1], [0, 1], "uniform")
+    assert store.done == 0
+    store.fill(Sampler(), batch_size=2)
+    ((pixels, _),) = store.batches(2)
+    assert torch.equal(pixels, to_uint8(Sampler()([0, 1], [0, 1])))
+
+
+def test_exported_samples_measure_the_same(dataset: Path, extractor: Any, tmp_path: Path) -> None:
     first = generation_metrics(
-        Sampler(), image_folder, tmp_path / "a", num_images=9, extractor=extractor, export_npz=True, batch_size=4
+        Sampler(), dataset, tmp_path / "a", num_images=9, extractor=extractor, export_npz=True, batch_size=4
     )
     with np.load(tmp_path / "a" / "samples.npz") as found:
         images, labels = found["arr_0"], found["arr_1"]
     sampler = Sampler()
     expected = to_uint8(sampler(labels.tolist(), range(9))).permute(0, 2, 3, 1)
     assert np.array_equal(images, expected.numpy())
-    second = generation_metrics(tmp_path / "a" / "samples.npz", image_folder, tmp_path / "b", extractor=extractor)
+    second = generation_metrics(tmp_path / "a" / "samples.npz", dataset, tmp_path / "b", extractor=extractor)
     assert [f.value for f in second.figures] == [f.value for f in first.figures]
 
 
-def test_statistics_of_a_file_are_inceptions(image_folder: Path, extractor: Any, tmp_path: Path) -> None:
+def test_statistics_of_a_file_are_inceptions(dataset: Path, extractor: Any, tmp_path: Path) -> None:
     """Other extractors use the file's images instead."""
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
     np.savez(
         tmp_path / "reference.npz", arr_0=images, mu=np.zeros(6), sigma=np.eye(6), mu_s=np.zeros(4), sigma_s=np.eye(4)
     )
-    other = generation_metrics(image_folder, tmp_path / "reference.npz", tmp_path / "other", extractor=extractor)
+    other = generation_metrics(dataset, tmp_path / "reference.npz", tmp_path / "other", extractor=extractor)
     extractor.name = "inception"
-    inception = generation_metrics(
-        image_folder, tmp_path / "reference.npz", tmp_path / "inception", extractor=extractor
-    )
+    inception = generation_metrics(dataset, tmp_path / "reference.npz", tmp_path / "inception", extractor=extractor)
     assert other["fd_color"] != inception["fd_color"]
     assert other["sfd_color"] != inception["sfd_color"]
     assert other["precision_color"] == inception["precision_color"]
     assert "statistics" in inception.provenance["reference"]
 
 
-def test_a_reference_of_statistics_alone(image_folder: Path, extractor: Any, tmp_path: Path) -> None:
+def test_a_reference_of_statistics_alone(dataset: Path, extractor: Any, tmp_path: Path) -> None:
     stats = Statistics.of(torch.randn(50, 6))
     np.savez(tmp_path / "stats.npz", mu=stats.mu, sigma=stats.sigma)
     with pytest.raises(CodaError, match="use the extractor inception"):
-        generation_metrics(image_folder, tmp_path / "stats.npz", tmp_path / "a", extractor=extractor)
+        generation_metrics(dataset, tmp_path / "stats.npz", tmp_path / "a", extractor=extractor)
     extractor.name = "inception"
-    report = generation_metrics(image_folder, tmp_path / "stats.npz", tmp_path / "b", extractor=extractor)
+    report = generation_metrics(dataset, tmp_path / "stats.npz", tmp_path / "b", extractor=extractor)
     assert report["fd_color"] is not None
     assert report["kid_color"] is None and report["precision_color"] is None
 
 
-def test_the_reference_is_cropped_to_the_samples(image_folder: Path, extractor: Any, tmp_path: Path) -> None:
+def test_the_reference_is_cropped_to_the_samples(dataset: Path, extractor: Any, tmp_path: Path) -> None:
     samples = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=samples)
-    report = generation_metrics(tmp_path / "samples.npz", image_folder, tmp_path / "out", extractor=extractor)
+    report = generation_metrics(tmp_path / "samples.npz", dataset, tmp_path / "out", extractor=extractor)
     assert report.provenance["reference"]["pixels"] == "16x16"
     assert report.provenance["reference"]["crop"].startswith("center, 16x16")
 
@@ -172,18 +182,18 @@ def test_classes_that_only_one_side_has_are_reported(extractor: Any, tmp_path: P
     [
         ({"balance": "even"}, "uniform or drawn"),
         ({"num_images": 0}, "two samples"),
-        ({"samples": "image_folder", "num_images": 1}, "at least two"),
-        ({"reference": "image_folder/n02123045", "num_images": 4}, "no labels"),
+        ({"samples": "dataset", "num_images": 1}, "at least two"),
+        ({"reference": "dataset/n02123045", "num_images": 4}, "no labels"),
         ({"samples": lambda classes, seeds: torch.zeros(1, 3, 8, 8), "num_images": 4}, "expected"),
     ],
 )
 def test_wrong_requests_are_one_line(
-    wrong: dict[str, Any], message: str, image_folder: Path, extractor: Any, tmp_path: Path
+    wrong: dict[str, Any], message: str, dataset: Path, extractor: Any, tmp_path: Path
 ) -> None:
-    options = {"samples": Sampler(), "reference": "image_folder", "extractor": extractor} | wrong
+    options = {"samples": Sampler(), "reference": "dataset", "extractor": extractor} | wrong
     for side in ("samples", "reference"):
         if isinstance(options[side], str):
-            options[side] = image_folder.parent / options[side].replace("image_folder", image_folder.name)
+            options[side] = dataset.parent / options[side].replace("dataset", dataset.name)
     with pytest.raises(CodaError, match=message) as raised:
         generation_metrics(out=tmp_path / "out", **options)
     assert "\n" not in str(raised.value)

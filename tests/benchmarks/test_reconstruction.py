@@ -13,8 +13,8 @@ from coda.tokenizer import CodaError
 pytest.importorskip("torch_fidelity")
 
 
-def test_report_of_a_tokenizer(tokenizer: Any, image_folder: Path, extractor: Any, tmp_path: Path) -> None:
-    report = reconstruction_metrics(tokenizer, image_folder, tmp_path / "out", extractor=extractor, batch_size=10)
+def test_report_of_a_tokenizer(tokenizer: Any, dataset: Path, extractor: Any, tmp_path: Path) -> None:
+    report = reconstruction_metrics(tokenizer, dataset, tmp_path / "out", extractor=extractor, batch_size=10)
     assert 8 < (report["psnr"] or 0) < 40
     assert 0 < (report["ssim"] or 0) < 1
     assert (report["fd_color"] or 0) > 1e-3
@@ -31,8 +31,8 @@ def test_report_of_a_tokenizer(tokenizer: Any, image_folder: Path, extractor: An
     assert json.loads((tmp_path / "out" / "report.json").read_text())["title"] == "Reconstruction"
 
 
-def test_a_perfect_reconstruction(image_folder: Path, extractor: Any, tmp_path: Path) -> None:
-    report = reconstruction_metrics(lambda x: x, image_folder, tmp_path / "out", extractor=extractor)
+def test_a_perfect_reconstruction(dataset: Path, extractor: Any, tmp_path: Path) -> None:
+    report = reconstruction_metrics(lambda x: x, dataset, tmp_path / "out", extractor=extractor)
     assert report["psnr"] == 100
     assert report["ssim"] == pytest.approx(1)
     assert report["fd_color"] == pytest.approx(0, abs=1e-6)
@@ -41,48 +41,44 @@ def test_a_perfect_reconstruction(image_folder: Path, extractor: Any, tmp_path: 
 
 
 def test_the_continuous_vae_is_measured_beside_it(
-    tokenizer: Any, image_folder: Path, extractor: Any, tmp_path: Path
+    tokenizer: Any, dataset: Path, extractor: Any, tmp_path: Path
 ) -> None:
     def blur(images: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
 
     report = reconstruction_metrics(
-        tokenizer, image_folder, tmp_path / "out", continuous=blur, extractor=extractor, limit=12
+        tokenizer, dataset, tmp_path / "out", continuous=blur, extractor=extractor, limit=12
     )
     assert (report["continuous_psnr"] or 0) > (report["psnr"] or 0)
     assert (report["continuous_fd_color"] or 9) < (report["fd_color"] or 0)
     assert report.provenance["reference"]["n"] == 12
 
 
-def test_batch_size_changes_nothing(tokenizer: Any, image_folder: Path, extractor: Any, tmp_path: Path) -> None:
+def test_batch_size_changes_nothing(tokenizer: Any, dataset: Path, extractor: Any, tmp_path: Path) -> None:
     one, other = (
-        reconstruction_metrics(tokenizer, image_folder, tmp_path / str(n), extractor=extractor, batch_size=n, limit=11)
+        reconstruction_metrics(tokenizer, dataset, tmp_path / str(n), extractor=extractor, batch_size=n, limit=11)
         for n in (3, 11)
     )
     assert [f.value for f in one.figures] == pytest.approx([f.value for f in other.figures])
 
 
-def test_limit_is_drawn_by_the_seed(tokenizer: Any, image_folder: Path, extractor: Any, tmp_path: Path) -> None:
+def test_limit_is_drawn_by_the_seed(tokenizer: Any, dataset: Path, extractor: Any, tmp_path: Path) -> None:
     first, again, other = (
-        reconstruction_metrics(tokenizer, image_folder, tmp_path / out, extractor=extractor, limit=5, seed=seed)
+        reconstruction_metrics(tokenizer, dataset, tmp_path / out, extractor=extractor, limit=5, seed=seed)
         for out, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert first["psnr"] == again["psnr"] != other["psnr"]
 
 
-def test_few_images_give_a_warning(image_folder: Path, extractor: Any, tmp_path: Path) -> None:
-    report = reconstruction_metrics(lambda x: x, image_folder, tmp_path / "out", extractor=extractor, limit=5)
+def test_few_images_give_a_warning(dataset: Path, extractor: Any, tmp_path: Path) -> None:
+    report = reconstruction_metrics(lambda x: x, dataset, tmp_path / "out", extractor=extractor, limit=5)
     (warning,) = report.warnings
     assert "N = 5" in warning and "6 feature dimensions" in warning
 
 
-def test_another_measurement_needs_overwrite(
-    tokenizer: Any, image_folder: Path, extractor: Any, tmp_path: Path
-) -> None:
+def test_another_measurement_needs_overwrite(tokenizer: Any, dataset: Path, extractor: Any, tmp_path: Path) -> None:
     def measure(limit: int, **options: bool) -> Report:
-        return reconstruction_metrics(
-            tokenizer, image_folder, tmp_path / "out", extractor=extractor, limit=limit, **options
-        )
+        return reconstruction_metrics(tokenizer, dataset, tmp_path / "out", extractor=extractor, limit=limit, **options)
 
     first = measure(6)
     assert measure(6).to_json() == first.to_json()  # with the date: nothing was measured again
@@ -91,10 +87,10 @@ def test_another_measurement_needs_overwrite(
     assert measure(7, overwrite=True).provenance["reference"]["n"] == 7
 
 
-def test_an_unreadable_image_is_reported(tokenizer: Any, image_folder: Path, extractor: Any, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_reported(tokenizer: Any, dataset: Path, extractor: Any, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    for i, image in enumerate(sorted(image_folder.rglob("*.png"))[:6]):
+    for i, image in enumerate(sorted(dataset.rglob("*.png"))[:6]):
         (folder / f"{i}.png").write_bytes(image.read_bytes()[: 60 if i == 2 else None])
     report = reconstruction_metrics(tokenizer, folder, tmp_path / "out", extractor=extractor)
     assert report.provenance["reference"]["n"] == 5
@@ -115,9 +111,9 @@ def test_an_unreadable_image_is_reported(tokenizer: Any, image_folder: Path, ext
     ],
 )
 def test_wrong_requests_are_one_line(
-    wrong: dict[str, Any], message: str, tokenizer: Any, image_folder: Path, extractor: Any, tmp_path: Path
+    wrong: dict[str, Any], message: str, tokenizer: Any, dataset: Path, extractor: Any, tmp_path: Path
 ) -> None:
-    options = {"tokenizer": tokenizer, "data": image_folder, "extractor": extractor} | wrong
+    options = {"tokenizer": tokenizer, "data": dataset, "extractor": extractor} | wrong
     with pytest.raises(CodaError, match=message) as raised:
         reconstruction_metrics(out=tmp_path / "out", **options)
     assert "\n" not in str(raised.value)

@@ -29,21 +29,22 @@ def test_batches_add_up() -> None:
     assert whole.per_level() == parts.per_level()
 
 
-def test_all_codes_equally_often_has_perplexity_k() -> None:
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        (torch.arange(16).repeat(3, 1), (100, 100, 16, 4)),  # all codes are equally frequent
+        (torch.zeros(1, 16, dtype=torch.int64), (6.25, 100, 1, 0)),
+        (torch.zeros(0, 16, dtype=torch.int64), (0, 0, 0, 0)),
+    ],
+)
+def test_usage_attainable_perplexity_and_bits(codes: torch.Tensor, expected: tuple[float, ...]) -> None:
     usage = CodeUsage(CodeLayout([4], 16))
-    usage.update(torch.arange(16).repeat(3, 1))
+    usage.update(codes)
     (level,) = usage.per_level()
-    assert (level.usage, level.attainable) == (100, 100)
-    assert level.perplexity == pytest.approx(16)
-    assert level.bits == pytest.approx(4)
+    assert (level.usage, level.attainable, level.perplexity, level.bits) == pytest.approx(expected)
 
 
 def test_few_tokens_cannot_show_many_codes() -> None:
     usage = CodeUsage(CodeLayout([1, 4], 64))
     usage.update(torch.randint(64, (4, 17)))
     assert usage.per_level()[0].attainable == 100 * 4 / 64
-
-
-def test_nothing_counted_yet() -> None:
-    (level,) = CodeUsage(CodeLayout([2], 4)).per_level()
-    assert (level.usage, level.perplexity, level.bits, level.tokens) == (0, 0, 0, 0)

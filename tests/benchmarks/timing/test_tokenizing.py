@@ -18,9 +18,9 @@ def small_tokenizer() -> CodaTokenizer:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_report_of_tokenizing(small_tokenizer: CodaTokenizer, image_folder: Path, tmp_path: Path, workers: int) -> None:
+def test_report_of_tokenizing(small_tokenizer: CodaTokenizer, dataset: Path, tmp_path: Path, workers: int) -> None:
     out = tmp_path / "speed"
-    report = tokenizing_speed(small_tokenizer, image_folder, out, 20, 4, workers, repeats=1, device="cpu")
+    report = tokenizing_speed(small_tokenizer, dataset, out, 20, 4, workers, repeats=1, device="cpu")
     names = ("decode", "encode", "tokenize-dataset", "plain loop", "read")
     rates = {name: report[f"{name} rate"] or 0 for name in names}
     assert all(rate > 0 for rate in rates.values())
@@ -42,9 +42,9 @@ def test_upper_bound_of_the_rate() -> None:
     assert allowed_rate(100, 100, workers=2, threads=0, cores=2) == pytest.approx(100)  # an accelerator encodes
 
 
-def test_wrong_requests(small_tokenizer: CodaTokenizer, image_folder: Path, tmp_path: Path) -> None:
+def test_wrong_requests(small_tokenizer: CodaTokenizer, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(CodaError, match="at least four"):
-        tokenizing_speed(small_tokenizer, image_folder, tmp_path / "a", limit=3)
+        tokenizing_speed(small_tokenizer, dataset, tmp_path / "a", limit=3)
     with pytest.raises(CodaError, match="repeats"):
-        tokenizing_speed(small_tokenizer, image_folder, tmp_path / "b", repeats=0)
+        tokenizing_speed(small_tokenizer, dataset, tmp_path / "b", repeats=0)
     assert not list(tmp_path.iterdir())
