@@ -52,7 +52,8 @@ def load_mask(mask: str | Path | Image.Image, size: tuple[int, int]) -> torch.Te
     opened = mask if isinstance(mask, Image.Image) else Image.open(Path(mask).expanduser())
     if not opened.has_transparency_data:
         return light
-    opacity = ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")
+    upright = opened if _orientation(opened) == 1 else ImageOps.exif_transpose(opened)
+    opacity = upright.convert("RGBA").getchannel("A")
     return light & (load_image(opacity, size)[0, 0] > 0)
 
 
@@ -61,8 +62,14 @@ def image_shape(image: ImageInput) -> tuple[int, int]:
     if isinstance(image, torch.Tensor):
         return image.shape[-2], image.shape[-1]
     opened = image if isinstance(image, Image.Image) else Image.open(Path(image).expanduser())
-    sideways = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return opened.size if sideways else (opened.height, opened.width)
+    return opened.size if _orientation(opened) in (5, 6, 7, 8) else (opened.height, opened.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a damaged tag: the pixels are sound
+        return 1
 
 
 def _as_png(image: Image.Image) -> bytes:

@@ -41,15 +41,15 @@ def sample(
         coda sample --model runs/generator --class "golden retriever,tabby" --class n02783161 --num 8 --seed 1
     """
     from ..grid import labelled_grid
+    from ..seeds import image_seeds
 
     with new_directory(out, overwrite, mark="samples.json") as folder:
         pipeline = open_pipeline(source, placement)
         chosen = find_classes(class_, pipeline.classes)
-        labels: Any = [label for label in chosen for _ in range(num)] or _drawn(pipeline.classes, sampling.seed, num)
-        seeds = [sampling.seed + i % num for i in range(len(labels))]
+        labels = [label for label in chosen for _ in range(num)] or _drawn(pipeline.classes, sampling.seed, num)
+        seeds = image_seeds(sampling.seed, labels if chosen else [None] * num)
         given = {"generator": seeds, "batch_size": batch_size, **sampling_arguments(sampling)}
-        sampled: Any = pipeline(labels, **given) if pipeline.classes.seen else pipeline(None, num, **given)
-        images = sampled.images
+        images: Any = pipeline(labels, **given).images
         names = [_name(pipeline.classes, label, seed) for label, seed in zip(labels, seeds, strict=True)]
         for name, image in zip(names, images, strict=True):
             image.save(folder / f"{name}.png")
