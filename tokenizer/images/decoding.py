@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
 from functools import cache
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 
 from ..foundation.errors import CodaError
 from .source import MAX_PIXELS, BrokenImage
@@ -22,15 +23,6 @@ TRANSPARENCY = "over white"
 # Only common formats: some of Pillow's others run programs (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")
 _STRIP_PIXELS = 2**20  # converted at a time
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # by the EXIF tag
 _RANDOM_MARGIN = 1.125  # 256 out of 288, as in the published training
 
 
@@ -87,7 +79,9 @@ def _open_rgb(content: bytes, size: int, max_pixels: int) -> Image.Image:
             if image.width * image.height > max_pixels:
                 raise BrokenImage(f"has {width} x {height} pixels; --max-pixels allows more than {max_pixels:,}")
             image.load()
-            return _upright(_to_rgb(image), image)
+            with suppress(Exception):  # a damaged tag: the pixels are sound
+                ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except (BrokenImage, MemoryError):
         raise
     except Image.UnidentifiedImageError:
@@ -96,15 +90,6 @@ def _open_rgb(content: bytes, size: int, max_pixels: int) -> Image.Image:
         raise BrokenImage("has more pixels than any image") from None
     except Exception as error:  # decoders meet damage with any exception there is
         raise BrokenImage(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
-
-
-def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
-    """`image`, turned as the EXIF tag of `source` says."""
-    try:
-        turn = _TURNS.get(source.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # a damaged tag: the pixels are sound
-        turn = None
-    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
