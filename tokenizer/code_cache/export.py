@@ -1,10 +1,10 @@
-"""A code cache written out for programs that know nothing of coda.
+"""Export a code cache to formats that other programs read.
 
-Until all is there, it lies in a hidden folder beside the place where it will be:
+An unfinished export lies in a hidden folder beside its final place:
 
 .export.partial/
-  progress.json   of which cache, in which format, and which shards are done
-  content/        what is renamed to runs/export at the end
+  progress.json   cache, format, finished shards
+  content/        renamed to runs/export at the end
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ _README = "README.md"
 def export_cache(
     cache: str | Path | CodeCache, out: str | Path = "runs/export", to: str = "npy", overwrite: bool = False
 ) -> Path:
-    """Write a code cache in a format that other programs read; interrupted, the same call goes on with the next shard.
+    """Write a code cache in a format that other programs read. Rerun the same call to resume an interrupted export.
 
-    Beside the codes lie `cache.json` (the cache's manifest), the value table, and a README that says how to read it all
+    The export also holds `cache.json` (the cache's manifest), the value table, and a README that says how to read it
     without coda. Equal caches give equal bytes.
 
     Args:
         cache: The cache, or its folder.
-        out: Folder to make. The same export in it is left as it is.
+        out: Folder to make. If it holds the same export, nothing is done.
         to: "npy": what LlamaGen's `extract_codes_c2i.py` writes, `imagenet256_codes/{i}.npy` (1, V, T) int64 and
             `imagenet256_labels/{i}.npy` (1,) int64 with i counting the images from 0, 256 being the larger side.
             "webdataset": a tar per shard with `.codes.npy` (V, T), `.cls` and `.json` of each image.
             "parquet": a table per shard with codes, variant, label, key and index of each sample.
-        overwrite: Replace another export in `out`, or make the same anew; what is no export is never touched.
+        overwrite: Replace the export in `out`; what is not an export is never touched.
 
     Returns:
         `out`.
 
     Raises:
-        CodaError: The cache is damaged, there is no such format, `out` holds something else, or another process is
+        CodaError: If the cache is damaged, the format is unknown, `out` holds something else, or another process is
             exporting there.
     """
     if to not in EXPORT_FORMATS:
@@ -64,7 +64,7 @@ def export_cache(
 
 
 def _is_there(out: Path, cache: CodeCache, to: str, overwrite: bool) -> bool:
-    """Whether `out` holds this very export, and is to stay; CodaError where it holds what may not be replaced."""
+    """Whether `out` holds this very export and stays; CodaError if it holds something that may not be replaced."""
     wanted = {_README: _readme(cache, to).encode(), EXPORTED_MANIFEST: (cache.path / MANIFEST).read_bytes()}
     same = all((out / name).is_file() and (out / name).read_bytes() == content for name, content in wanted.items())
     if same and not overwrite:
@@ -80,13 +80,13 @@ def _is_export(folder: Path) -> bool:
 
 
 def _write_shards(staging: Path, cache: CodeCache, to: str) -> Path:
-    """Write the shards that no run before has written; returns the folder that now holds all."""
+    """Write the shards that earlier runs have not written; returns the folder that holds all."""
     content, note = staging / "content", staging / PROGRESS
     task = {"format": to, "cache": sha256_of(cache.path / MANIFEST)}
     begun = read_mark(note)
     done = begun.get("shards", [])
     if not content.is_dir() or content.is_symlink() or begun != {**task, "shards": done}:
-        note.unlink(missing_ok=True)  # before all else: what is half removed must not be taken for half made
+        note.unlink(missing_ok=True)  # first, so that what is half removed is not taken for half made
         remove(content)
         content.mkdir()
         done = []
@@ -104,7 +104,7 @@ def _write_shards(staging: Path, cache: CodeCache, to: str) -> Path:
 
 
 def _readme(cache: CodeCache, to: str) -> str:
-    """What the export is and how to read it, for people who do not know coda."""
+    """README of the export, for people who do not know coda."""
     variants = cache.manifest["variants"]
     reading = EXPORT_FORMATS[to].reading.format(size=max(cache.manifest["preprocessing"]["size"]))
     return f"""# Codes of {cache.num_images:,} images
@@ -118,7 +118,7 @@ V = {len(variants)} of each image ({", ".join(variants)}), each in T codes, leve
 {reading}
 ```
 
-- `value_table.safetensors`: `value_table` (K, C) float32, what a code stands for among the VAE's normalised latents
+- `value_table.safetensors`: `value_table` (K, C) float32, the latent vector of each code, normalized
 - `cache.json`: the code cache that this was exported from: tokenizer, layout, preprocessing, source, class names
 
 Only the tokenizer with the fingerprint `{cache.tokenizer_fingerprint}` can decode these codes.

@@ -1,4 +1,4 @@
-"""One shard of a code cache as other programs keep codes: LlamaGen's .npy files, WebDataset tars, parquet tables.
+"""Write one shard of a code cache in another format: LlamaGen's .npy files, WebDataset tars, parquet tables.
 
 Shapes: n images of a shard in V variants with T codes each.
 """
@@ -22,18 +22,18 @@ from ..foundation.atomic_io import to_json, write_atomically
 from ..foundation.errors import shown
 from .format import Shard
 
-# Folder, shard, place of its first image in the cache, the cache's manifest, what counts the images that are done.
+# Folder, shard, index of its first image in the cache, the cache's manifest, function that counts finished images.
 WriteShard = Callable[[Path, Shard, int, Mapping[str, Any], Callable[[int], object]], None]
 
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A way to write codes for others.
+    """A format to export to.
 
     Attributes:
-        what: What it is, for people.
+        what: Description for the README.
         write: Writes one shard; the same shard gives the same bytes.
-        reading: Python that reads it without coda; `{size}` stands for the pixels of the larger side.
+        reading: Python code that reads it without coda; `{size}` stands for the larger side in pixels.
     """
 
     what: str
@@ -44,7 +44,7 @@ class ExportFormat:
 def _write_npy(
     folder: Path, shard: Shard, first: int, manifest: Mapping[str, Any], advance: Callable[[int], object]
 ) -> None:
-    """Two files per image, as LlamaGen's extract_codes_c2i.py writes them and its CustomDataset reads them."""
+    """Two files per image, as in LlamaGen's extract_codes_c2i.py and CustomDataset."""
     size = max(manifest["preprocessing"]["size"])
     codes, labels = folder / f"imagenet{size}_codes", folder / f"imagenet{size}_labels"
     codes.mkdir(exist_ok=True)
@@ -53,13 +53,13 @@ def _write_npy(
         np.save(codes / f"{first + row}.npy", shard.codes[row : row + 1].astype(np.int64))
         np.save(labels / f"{first + row}.npy", shard.labels[row : row + 1])
         advance(1)
-    os.sync()  # once for all: flushing thousands of small files one by one takes longer than writing them
+    os.sync()  # flushing thousands of small files one by one takes longer than writing them
 
 
 def _write_tar(
     folder: Path, shard: Shard, first: int, manifest: Mapping[str, Any], advance: Callable[[int], object]
 ) -> None:
-    """Three members per image, which WebDataset takes for one sample because their names begin alike."""
+    """Three members per image, which WebDataset groups into one sample by their common prefix."""
 
     def write(path: Path) -> None:
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -73,7 +73,7 @@ def _write_tar(
                     "json": about.encode(),
                 }
                 for ending, content in members.items():
-                    member = tarfile.TarInfo(f"{first + row:08d}.{ending}")  # of no time and no user
+                    member = tarfile.TarInfo(f"{first + row:08d}.{ending}")  # no time and no user
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
                 advance(1)
@@ -96,7 +96,7 @@ def _write_table(
             "index": pa.array(np.repeat(shard.indices, len(variants))),
         }
     )
-    # What repeats is worth a dictionary; codes are not.
+    # Dictionaries pay off for columns that repeat values; codes do not.
     write_atomically(
         folder / f"{shard.path.stem}.parquet", partial(pq.write_table, table, use_dictionary=["variant", "key"])
     )

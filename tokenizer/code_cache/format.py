@@ -1,4 +1,4 @@
-"""What lies in a code cache and under which names; README.md beside this file tells the same to people.
+"""Files of a code cache and their content; README.md beside this file explains them.
 
 Shapes: n images of a shard in V variants (original, mirrored, …) with T codes each; K codes of C latent channels.
 """
@@ -20,8 +20,8 @@ from ..layout import CodeLayout
 
 FORMAT = "coda code cache"
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"  # written last: without it a folder is no cache
-PROGRESS = "progress.json"  # what an unfinished run has done
+MANIFEST = "manifest.json"  # written last: without it a folder is not a cache
+PROGRESS = "progress.json"  # shards that an unfinished run has finished
 EXPORTED_MANIFEST = "cache.json"  # the manifest's name in an export
 VALUE_TABLE = "value_table.safetensors"
 VARIANTS = ("original", "mirrored")
@@ -43,8 +43,8 @@ class ShardRows:
 
     Attributes:
         codes: (n, V, T) of any type of integers.
-        labels: (n,) int64, -1 where there is none.
-        indices: (n,) int64, places in the source.
+        labels: (n,) int64, -1 for no label.
+        indices: (n,) int64, indices in the source.
         keys: n names of items.
     """
 
@@ -56,17 +56,16 @@ class ShardRows:
     def __len__(self) -> int:
         return len(self.keys)
 
-    # What follows runs in the writer's thread, and in numpy for that reason: a torch operation that is large enough to
-    # be shared among threads starts a second set of them, which gets in the encoder's way for good: on a CPU it took a
-    # third of the throughput.
+    # The methods below run in the writer's thread, and use numpy because of that: a torch operation large enough to use
+    # several threads would start a second pool of them, which slows the encoder down: on a CPU by a third.
 
     def on_disk(self, layout: CodeLayout) -> ShardRows:
-        """The same with codes of the type on disk, in the processor's memory."""
+        """The same with codes of the type on disk, on the CPU."""
         return replace(self, codes=torch.from_numpy(self.codes.cpu().numpy().astype(_numpy_type(layout), copy=False)))
 
     @classmethod
     def joined(cls, parts: Sequence[ShardRows], variants: int, layout: CodeLayout) -> ShardRows:
-        """All rows in one, of the type on disk; of no parts, no rows."""
+        """Concatenate rows; codes have the type on disk."""
         no_codes = np.empty((0, variants, layout.num_tokens), _numpy_type(layout))
         none = np.empty(0, np.int64)
         return cls(

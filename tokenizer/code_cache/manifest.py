@@ -76,10 +76,10 @@ def manifest_header(
 def finished_manifest(
     head: dict[str, Any], value_table: str, shards: Sequence[dict[str, Any]], skipped: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The manifest of a whole cache.
+    """The manifest of a complete cache.
 
     Args:
-        head: What was known before the first image.
+        head: See `manifest_header`.
         value_table: SHA-256 of the value table's file.
         shards: Description of each shard, in order.
         skipped: Index, key and reason of each item left out, in the source's order.
@@ -102,7 +102,7 @@ def is_code_cache(folder: Path) -> bool:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a whole cache, checked as far as it can be without opening other files.
+    """The manifest of a complete cache, checked as far as it can be without opening other files.
 
     Raises:
         CodaError: If there is none, it is damaged, or of a format version that this version of coda does not read.
@@ -200,7 +200,7 @@ def _is_count(value: Any) -> bool:
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:
-    """In words, where two descriptions differ: `size 64 there, 256 here`."""
+    """The differences of two descriptions in words: `size 64 there, 256 here`."""
     if there == here:
         return []
     if isinstance(there, dict) and isinstance(here, dict):

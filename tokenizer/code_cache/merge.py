@@ -1,4 +1,4 @@
-"""Joining the parts of a cache that several machines have made."""
+"""Join the parts of a cache that several machines made."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _OF_THE_PART = ("part", "images", "samples", "value_table", "shards", "skipped")
 
 
 def merge_caches(parts: Sequence[str | Path], out: str | Path = "runs/cache", overwrite: bool = False) -> CodeCache:
-    """Join all parts 1/n … n/n of a cache, given in any order; the bytes are those of a run that was never divided.
+    """Join all parts 1/n … n/n of a cache, in any order; the bytes are those of an undivided run.
 
-    Shards are linked where the file system allows it, else copied; the parts stay as they are.
+    Shards are hard-linked if the file system allows it, else copied; the parts do not change.
 
     Args:
         parts: Folders that `tokenize_dataset(…, part="i/n")` wrote.
         out: Folder of the whole cache.
-        overwrite: Replace a code cache that is there already.
+        overwrite: Replace the code cache in `out`.
 
     Raises:
-        CodaError: A part is missing, given twice, damaged, or of another cache than the first; or there is not one
-            image in all of them.
+        CodaError: If a part is missing, given twice, damaged, or of another cache than the first; or if none of them
+            has an image.
     """
     caches = [CodeCache(part) for part in parts]
     final = resolve_out(out)
@@ -40,7 +40,7 @@ def merge_caches(parts: Sequence[str | Path], out: str | Path = "runs/cache", ov
     first = caches[0].manifest
     for cache in caches:
         if cache.manifest["part"] is None:
-            raise CodaError(f"{cache.path} is no part of a cache but a whole one")
+            raise CodaError(f"{cache.path} is not a part of a cache but a whole one")
         i, n = cache.manifest["part"]
         there, here = ({k: v for k, v in m.items() if k not in _OF_THE_PART} for m in (first, cache.manifest))
         different = differences(there, here) or differences(first["part"][1], n, "number of parts")

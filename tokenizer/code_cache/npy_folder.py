@@ -1,10 +1,10 @@
-"""Codes that others have extracted, two .npy files per image, made into a code cache.
+"""Import codes that another program extracted, two .npy files per image, into a code cache.
 
     folder/imagenet256_codes/0.npy     (1, V, T), (V, T) or (T,) integers
     folder/imagenet256_labels/0.npy    (1,) or () integers
 
-So LlamaGen's extract_codes_c2i.py writes them, with V = 2 variants (original, mirrored) or 10 (its ten crops), and so
-`export_cache` does. Shapes: N images, V variants, T codes.
+LlamaGen's extract_codes_c2i.py writes them like this, with V = 2 variants (original, mirrored) or 10 (ten crops), and
+so does `export_cache`. Shapes: N images, V variants, T codes.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from .writer_thread import WriterThread
 
 _VARIANTS = {len(names): names for names in (VARIANTS[:1], VARIANTS, TEN_CROP)}
 _UNKNOWN = dict.fromkeys(("crop", "resampling", "orientation", "transparency", "precision"), "unknown")
-_DAMAGED = (ValueError, TypeError, SyntaxError, TokenError)  # what numpy makes of a file that is none of its own
-_BATCH = 64  # images that are handed to the writer at a time
+_DAMAGED = (ValueError, TypeError, SyntaxError, TokenError)  # numpy's errors for files that are not .npy
+_BATCH = 64  # images per call of the writer
 
 
 def import_npy(
@@ -45,21 +45,22 @@ def import_npy(
     shard_size: int = 16384,
     overwrite: bool = False,
 ) -> CodeCache:
-    """Make a code cache of a folder of .npy files such as LlamaGen's; interrupted, the same call goes on.
+    """Make a code cache of a folder of .npy files such as LlamaGen's. Rerun the same call to resume.
 
-    How the images were cropped and encoded nobody knows any more; the manifest says "unknown".
+    Class names are those of the export's `cache.json`, if there is one. How the images were cropped and encoded is not
+    known: the manifest says "unknown".
 
     Args:
-        folder: It holds one pair of folders `…_codes` and `…_labels` with the files 0.npy, 1.npy, … each. One image is
-            given in V = 1 variant (original), 2 (original, mirrored) or 10 (LlamaGen's ten crops), all in as many.
-            Label -1 is none.
+        folder: Holds one pair of folders `…_codes` and `…_labels` with the files 0.npy, 1.npy, … each. All images have
+            V = 1 variant (original), 2 (original, mirrored) or 10 (LlamaGen's ten crops). Label -1 means no label.
         tokenizer: The tokenizer that made the codes, or its directory or hub id.
         out: The cache's folder.
         shard_size: Images per file.
-        overwrite: Replace another cache in `out`, or make the same anew.
+        overwrite: Replace the cache in `out`.
 
     Raises:
-        CodaError: `out` is taken, a file is missing or cannot be read, or its codes do not fit the tokenizer.
+        CodaError: If `out` holds something else, a file is missing or cannot be read, or its codes do not fit the
+            tokenizer.
     """
     if shard_size < 1:
         raise CodaError(f"shard size {shard_size}: it must be at least 1")
@@ -76,18 +77,18 @@ def import_npy(
 
 
 class _NpyFolder:
-    """The codes and labels of N images as `DescribedSource`.
+    """Codes and labels of N images, as a `DescribedSource`.
 
     Args:
         folder: See `import_npy`.
-        layout: What the codes have to fit.
+        layout: Layout that the codes must fit.
 
     Attributes:
         variants: V names.
-        labels: (N,) int64, -1 where there is none.
+        labels: (N,) int64, -1 for no label.
 
     Raises:
-        CodaError: Files are missing, a label cannot be read, or the codes of the first image do not fit.
+        CodaError: If files are missing, a label cannot be read, or the codes of the first image do not fit.
     """
 
     kind = "npy"
@@ -108,7 +109,7 @@ class _NpyFolder:
         return len(self.labels)
 
     def key(self, i: int) -> str:
-        """Name of an image: that of its file."""
+        """Name of an image: its file name."""
         return f"{i}.npy"
 
     def codes(self, i: int) -> torch.Tensor:
@@ -131,7 +132,7 @@ class _NpyFolder:
 
 
 def _write_codes(writer: CacheWriter, source: _NpyFolder) -> None:
-    """Append all that is missing; what is done survives an interruption."""
+    """Append everything that is missing; an interruption loses some seconds of work."""
     missing = writer.remaining()
     done = len(source) - sum(map(len, missing))
     with progress("Importing", len(source), "images", completed=done) as bar, WriterThread(writer) as thread:
@@ -169,7 +170,7 @@ def _pair(folder: Path) -> tuple[Path, Path]:
 
 
 def _count(codes: Path, labels: Path) -> int:
-    """How many images there are; CodaError if the file of one is missing in either folder."""
+    """Number of images; CodaError if the file of one is missing in either folder."""
     numbered = re.compile(r"(0|[1-9]\d*)\.npy")
     found = {
         folder: {int(match[1]) for match in map(numbered.fullmatch, os.listdir(folder)) if match}
@@ -209,7 +210,7 @@ def _read_label(file: Path) -> int:
     if label.shape not in ((), (1,)):
         raise CodaError(f"{file} holds integers of shape {label.shape}; a label has (1,) or ()")
     if not -1 <= int(label.item()) < 2**31:
-        raise CodaError(f"{file} holds {label.item()}, which is no label: they count from 0, and -1 is none")
+        raise CodaError(f"{file} holds {label.item()}, which is not a label: they count from 0, and -1 means no label")
     return int(label.item())
 
 

@@ -1,4 +1,4 @@
-"""Reading a code cache: random access through the memory map, nothing of the VAE needed."""
+"""Read a code cache: random access through memory maps, without the VAE."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from .manifest import read_manifest
 
 
 class CodeCache(Dataset):
-    """The codes of a data set, as a torch data set of (codes (T,) int64, label).
+    """The codes of a data set, as a torch Dataset of (codes (T,) int64, label).
 
-    An image that was encoded in V variants (original, mirrored) counts V times: sample i is variant i % V of image
-    i // V, images being in the source's order.
+    An image encoded in V variants (original, mirrored) counts V times: sample i is variant i % V of image i // V, in
+    the source's order.
 
     Args:
-        path: What `tokenize_dataset` or `merge_caches` wrote.
+        path: Folder that `tokenize_dataset` or `merge_caches` wrote.
 
     Attributes:
-        manifest: What manifest.json says; README.md beside the code explains it.
+        manifest: Content of manifest.json, see README.md beside this file.
         layout: Sides, codebook size and order of the codes.
-        num_images: Images, each once.
+        num_images: Number of images, not counting variants.
         num_classes: Labels are in [0, num_classes), or -1.
-        class_names: Names or WordNet ids by label; None where nobody named the classes.
+        class_names: Names or WordNet ids by label; None if the classes have no names.
         tokenizer_fingerprint: Fingerprint of the only tokenizer that can decode these codes.
 
     Raises:
@@ -70,7 +70,7 @@ class CodeCache(Dataset):
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         """Codes (T,) int64 and label of sample `i`."""
-        place = range(len(self))[i]  # an IndexError ends a loop over the cache
+        place = range(len(self))[i]  # IndexError ends a loop over the cache
         number = bisect_right(self._starts, place) - 1
         image, variant = divmod(place - int(self._starts[number]), self._variants)
         shard = self._shard(number)
@@ -87,7 +87,7 @@ class CodeCache(Dataset):
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"samples {wanted.min()} to {wanted.max()} of a cache of {len(self)}")
         codes = np.empty((len(wanted), self.layout.num_tokens), dtype=self._shard(0).codes.dtype)
-        order = np.argsort(wanted)  # samples of the same shard side by side
+        order = np.argsort(wanted)  # samples of the same shard together
         bounds = np.searchsorted(wanted[order], self._starts)
         for number in np.flatnonzero(np.diff(bounds)):
             here = order[bounds[number] : bounds[number + 1]]
@@ -103,7 +103,7 @@ class CodeCache(Dataset):
 
     @cached_property
     def labels(self) -> torch.Tensor:
-        """Label of every sample, (len,) int64; -1 where there is none."""
+        """Label of every sample, (len,) int64; -1 for no label."""
         shards = [self._shard(number) for number in range(len(self._described))]
         for shard in shards:
             self._check_labels(shard.labels, shard.path)
@@ -111,7 +111,7 @@ class CodeCache(Dataset):
 
     @cached_property
     def value_table(self) -> torch.Tensor:
-        """What a code stands for among normalized latents, (K, C) float32."""
+        """The normalized latent vector of each code, (K, C) float32."""
         file = self.path / self.manifest["value_table"]["file"]
         try:
             table = load_file(file)["value_table"]
@@ -192,4 +192,4 @@ class CodeCache(Dataset):
         return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}  # a loading process maps the files itself
+        return self.__dict__ | {"_open": {}}  # a worker process maps the files itself

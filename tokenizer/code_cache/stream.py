@@ -1,4 +1,4 @@
-"""Reading a code cache in shuffled batches, the same whatever number of processes reads it."""
+"""Read a code cache in shuffled batches that do not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from .reader import CodeCache
 
 
 class ShuffledBatches(Dataset):
-    """The batches of an endless reading, epoch after epoch, each epoch in an order of its own.
+    """An endless sequence of batches, epoch after epoch, each epoch in its own order.
 
-    Batch `step` holds the samples at places step · batch_size … of the sequence of epochs, whose order is a pure
-    function of (seed, epoch): nothing has to be saved to go on where a reading stopped, and which loading process makes
-    a batch makes no difference. A batch may end one epoch and begin the next. In a training:
+    The order of an epoch is a pure function of (seed, epoch), and batch `step` of (seed, step): nothing has to be saved
+    to resume, and it does not matter which worker loads a batch. A batch may end one epoch and begin the next. Usage:
 
         batches = ShuffledBatches(cache, batch_size=256, seed=0, process=(rank, world_size))
         loader = DataLoader(batches, batch_size=None, sampler=range(first_step, steps), num_workers=4)
 
     Args:
-        cache: What is read.
-        batch_size: Samples per step, of all processes together.
-        seed: Of the order.
-        process: (rank, count): this one's run of every batch, the rank-th of `count` equal ones.
+        cache: The cache.
+        batch_size: Samples per step, over all processes.
+        seed: Seed of the order.
+        process: (rank, count): the batches hold the rank-th of `count` equal shares.
     """
 
     def __init__(self, cache: CodeCache, batch_size: int, seed: int = 0, process: tuple[int, int] = (0, 1)) -> None:

@@ -1,4 +1,4 @@
-"""What of each image is encoded, besides or instead of the image itself: mirrored, or ten crops of it.
+"""Variants of an image that are encoded: the image, also mirrored, or ten crops of it.
 
 Shapes: B images of H × W pixels in [-1, 1].
 """
@@ -12,14 +12,14 @@ import torch
 from ..foundation.errors import CodaError
 from .format import TEN_CROP, VARIANTS
 
-_MARGIN = 1.1  # the crops lie in the middle of a picture larger by that (LlamaGen's crop range)
+_MARGIN = 1.1  # the ten crops are cut from a center crop larger by this factor (LlamaGen's crop range)
 
 
 def variant_names(flip: bool, ten_crop: bool) -> tuple[str, ...]:
-    """The variants that are asked for, in the order of the cache.
+    """The names of the variants, in the order of the cache.
 
     Raises:
-        CodaError: Both are asked for: half of the ten crops are mirrored already.
+        CodaError: If both are asked for: half of the ten crops are mirrored already.
     """
     if flip and ten_crop:
         raise CodaError("flip and ten-crop are both asked for; half of the ten crops are mirrored already")
@@ -27,12 +27,12 @@ def variant_names(flip: bool, ten_crop: bool) -> tuple[str, ...]:
 
 
 def size_for(names: Sequence[str], size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the centre crop from which all variants of (height, width) can be cut."""
+    """Height and width of the center crop from which all variants of (height, width) are cut."""
     return (int(size[0] * _MARGIN), int(size[1] * _MARGIN)) if tuple(names) == TEN_CROP else size
 
 
 def crop_of(names: Sequence[str], size: tuple[int, int]) -> str:
-    """In words, how the variants of (height, width) come out of a photograph."""
+    """How the variants of (height, width) are cut from an image, in words."""
     if tuple(names) != TEN_CROP:
         return "center"
     height, width = size_for(names, size)
@@ -52,7 +52,7 @@ def each_variant(images: torch.Tensor, names: Sequence[str], size: tuple[int, in
     (height, width), (large, wide) = size, images.shape[-2:]
     down, right = large - height, wide - width
     corners = [(0, 0), (0, right), (down, 0), (down, right), (round(down / 2), round(right / 2))]
-    for picture in (images, images.flip(-1)):
+    for image in (images, images.flip(-1)):
         for top, left in corners:
-            crop = picture[..., top : top + height, left : left + width]
+            crop = image[..., top : top + height, left : left + width]
             yield crop.contiguous(memory_format=torch.channels_last)

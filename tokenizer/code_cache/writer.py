@@ -1,8 +1,8 @@
 """Writing a code cache so that a kill at any instant loses some seconds of work and nothing else.
 
 A shard's items are fixed by their place in the source, so each shard can be made by itself, again and with the same
-bytes. What is done is in progress.json with its checksums; the shard at hand is saved every few seconds. Of several
-processes each makes its run of the shards, and the first writes the manifest when all are done.
+bytes. progress.json lists finished shards with their checksums; the open shard is saved every few seconds. Each of
+several processes makes its share of the shards, and the first writes the manifest when all are done.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from .format import (
 from .manifest import differences, finished_manifest, is_code_cache, read_progress
 
 _PENDING_SECONDS = 10.0
-_PENDING_SHARE = 0.05  # of the time, at most, goes into saving what is not finished
-_HALF_WRITTEN = (".*.partial", ".tmp*")  # by a killed run: under our names, or those that safetensors gives
+_PENDING_SHARE = 0.05  # of the time, at most, goes into saving open shards
+_HALF_WRITTEN = (".*.partial", ".tmp*")  # left by a killed run: our names, and those of safetensors
 
 
 @dataclass(frozen=True)
 class _OpenShard:
-    """A shard at hand; replaced as a whole, so that an interruption never finds it half changed."""
+    """A shard being filled; replaced as a whole, so that an interruption never finds it half changed."""
 
     number: int
     end: int  # one past the last item
@@ -53,24 +53,24 @@ class _OpenShard:
 
 
 class CacheWriter:
-    """Makes one cache, or goes on making it, whatever number of processes has begun it.
+    """Writes a cache, or resumes writing it, whatever the number of processes that began it.
 
     Args:
         out: The cache's folder.
-        header: All that decides the cache's content, see `describe_cache`; another header is refused.
-        value_table: (K, C), what codes stand for among normalised latents.
-        overwrite: Replace a cache that is whole or has another header. An unfinished one of the same header goes on
-            all the same, and what is no cache is never touched.
-        processes: Those that share the work, each with a writer; this one alone if None.
+        header: Everything that decides the cache's content, see `manifest_header`; another header is refused.
+        value_table: (K, C), the latent vector of each code.
+        overwrite: Replace a cache that is complete or has another header. An unfinished one with the same header is
+            resumed all the same, and what is not a cache is never touched.
+        processes: Processes that share the work, each with a writer; this process alone if None.
 
     Attributes:
-        complete: The same cache has been made here before; there is nothing left to do.
-        items: Items that this process is to see to, readable or not, in this run and those before.
+        complete: Whether the same cache has been made here before; nothing is left to do then.
+        items: Items of this process, readable or not, in this run and earlier ones.
         shape: (V, T), variants and codes of one image.
 
     Raises:
-        CodaError: `out` holds something else or another cache (the message says what differs), or another process is
-            at work there.
+        CodaError: If `out` holds something else or another cache (the message says what differs), or another process
+            is writing there.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class CacheWriter:
         processes: Processes | None = None,
     ) -> None:
         self.path = resolve_out(out)
-        self._header = header = json.loads(json.dumps(header))  # as it will read back: tuples become lists
+        self._header = header = json.loads(json.dumps(header))  # as JSON reads it back: tuples become lists
         self._layout = CodeLayout.from_json(header["layout"])
         self._spans = shard_spans(header["source"]["items"], header["shard_size"], header["part"])
         self._processes = processes or Processes(together=False)
@@ -108,21 +108,21 @@ class CacheWriter:
 
     @property
     def skipped(self) -> list[Skipped]:
-        """Items known to be left out so far, those of runs before included, in the source's order."""
+        """Items left out so far, including those of earlier runs, in the source's order."""
         found = {**self._skipped, **{number: begun.skipped for number, begun in self._begun.items()}}
         return [item for number in sorted(found) for item in found[number]]
 
     def remaining(self) -> list[range]:
-        """The items that this process has still to encode, a range per shard."""
+        """The items that this process still has to encode, a range per shard."""
         missing = [number for number in self._own if number not in self._shards]
         return [range(self._so_far(number).end, self._own[number].stop) for number in missing]
 
     def append(self, rows: ShardRows, skipped: Sequence[Skipped], end: int) -> None:
-        """Add what became of the items up to (not including) place `end`; never beyond the end of a shard.
+        """Add the items before `end`, all in one shard, in order.
 
         Args:
-            rows: Those that were encoded.
-            skipped: Those that could not be read.
+            rows: Encoded items.
+            skipped: Items that could not be read.
             end: One past the last item.
         """
         number = (end - 1) // self._header["shard_size"]
@@ -136,29 +136,29 @@ class CacheWriter:
             self._save(begun)
 
     def save_pending(self) -> None:
-        """Save the shard at hand as far as it is, for a run that takes up from there."""
+        """Save open shards, so that the next run can resume them."""
         for begun in self._begun.values():
             self._save(begun)
 
     def join_others(self) -> None:
-        """Wait until all processes have encoded their shards, and learn of them.
+        """Wait until all processes have encoded their shards, and collect what they made.
 
         Raises:
-            CodaError: One of them has died.
+            CodaError: If a process has died.
         """
         for shards, skipped in self._processes.gather((self._shards, self._skipped)):
             self._shards |= shards
             self._skipped |= skipped
 
     def finish(self) -> Path:
-        """Write the manifest, in the first process: from now on the folder is a cache.
+        """Write the manifest, in the first process: only then is the folder a cache.
 
         Raises:
-            CodaError: Not one item could be read.
+            CodaError: If not a single item could be read.
         """
         assert len(self._shards) == len(self._spans), "there are items left to encode"
         skipped, items = self.skipped, sum(map(len, self._spans.values()))
-        # A part without one image may still belong to a whole that has some.
+        # A part without images may still belong to a cache that has some.
         if len(skipped) == items and self._header["part"] is None:
             raise CodaError(f"none of {items:,} items can be read; the first, {skipped[0].key}, {skipped[0].reason}")
         if self._processes.rank == 0:
@@ -172,7 +172,7 @@ class CacheWriter:
         return self.path
 
     def close(self) -> None:
-        """Let others write into the folder again."""
+        """Release the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -195,7 +195,7 @@ class CacheWriter:
         return ShardRows.joined(begun.rows, self.shape[0], self._layout)
 
     def _close_shard(self, full: _OpenShard) -> None:
-        """Put a full shard in its place, then note it as done."""
+        """Put a full shard in its place, then record it as done."""
         number, span, rows = full.number, self._own[full.number], self._joined(full)
         file = self.path / shard_name(number)
         write_shard(file, rows, self._layout, {"shard": number, "start": span.start, "stop": span.stop})
@@ -220,11 +220,11 @@ class CacheWriter:
         }
         rank = self._processes.rank
         file = self.path / (PROGRESS if rank == 0 else f"progress-{rank}.json")
-        # In one line: a readable note of thousands of shards takes Python over three times as long.
+        # Without indentation: for thousands of shards Python is over three times as fast.
         write_bytes(file, to_json({"head": self._header, "shards": done}).encode())
 
     def _open(self, value_table: torch.Tensor, overwrite: bool) -> tuple[bool, dict, dict]:
-        """Whether the cache is whole, and its shards with what they left out; in the first process, before all else."""
+        """Whether the cache is complete, and its shards with the items they left out; runs in the first process."""
         self._lock = DirectoryLock(self.path)
         complete = self._clear_way(overwrite)
         if complete:
@@ -236,7 +236,7 @@ class CacheWriter:
         return complete, self._shards, self._skipped
 
     def _clear_way(self, overwrite: bool) -> bool:
-        """Make sure that the folder is empty or holds this very cache; True if it is whole."""
+        """Make sure that the folder is empty or holds this very cache; True if it is complete."""
         check_free(self.path, True, is_code_cache, "is not a code cache")
         whole, begun = self.path / MANIFEST, self.path / PROGRESS
         if not whole.is_file() and not begun.is_file():
@@ -252,13 +252,13 @@ class CacheWriter:
         return whole.is_file()
 
     def _start_over(self) -> None:
-        """Make the cache that is here the beginning of another: a kill leaves the one or the other."""
+        """Turn the cache that is here into the beginning of another; a kill leaves one or the other."""
         self._remove("pending-shard-*", "progress-*.json")
         self._note_progress()
         self._remove(MANIFEST)
 
     def _resume(self, value_table: torch.Tensor) -> None:
-        """Find out what runs before have left, trusting only what has the right checksum."""
+        """Find the shards of earlier runs, trusting only those with the right checksum."""
         for notes in sorted(self.path.glob("progress*.json")):
             for number, skipped, shard in read_progress(notes):
                 file = self.path / shard["file"]
@@ -275,7 +275,7 @@ class CacheWriter:
         self._remove(*strays, "progress-*.json", *_HALF_WRITTEN)
 
     def _resume_pending(self) -> None:
-        """Go on where runs before have stopped within shards of this process; a damaged file is as good as none."""
+        """Load the shards of this process that earlier runs left open; damaged files are ignored."""
         for pending in self.path.glob("pending-shard-*"):
             with suppress(CodaError, KeyError, TypeError):
                 shard = Shard(pending)

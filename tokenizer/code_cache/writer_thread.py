@@ -1,4 +1,4 @@
-"""Encoding goes on while a shard is being written."""
+"""Write shards in a thread, so that encoding continues meanwhile."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from ..images import Skipped
 from .format import ShardRows
 from .writer import CacheWriter
 
-_MOST_WAITING = 16  # batches of codes, which are small; a writer slower than that holds the encoder up
+_MAX_WAITING = 16  # batches of codes, which are small; beyond this, the encoder waits for the writer
 
 
 class WriterThread:
-    """Appends to a cache in one thread of its own, batch after batch.
+    """Appends batches to a cache in a separate thread.
 
-    Within the `with` statement the writer belongs to that thread alone. At its end all that was appended is written;
-    if it ends by an exception, the shard at hand is saved as far as it is.
+    Inside the `with` statement only that thread uses the writer. At its end everything appended has been written; if it
+    ends by an exception, the open shard is saved.
     """
 
     def __init__(self, writer: CacheWriter) -> None:
         self._writer = writer
-        # The thread itself starts with the first batch, when the loading processes have been forked already.
+        # The thread starts with the first batch, after the loading processes were forked.
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._last: Future[None] | None = None
         self._waiting: deque[Future[None]] = deque()
 
     def append(self, rows: ShardRows, skipped: Sequence[Skipped], end: int) -> None:
-        """Hand a batch over, see `CacheWriter.append`; raises what went wrong with one before."""
-        while self._waiting and (len(self._waiting) == _MOST_WAITING or self._waiting[0].done()):
+        """Queue a batch, see `CacheWriter.append`; raises the error of an earlier batch."""
+        while self._waiting and (len(self._waiting) == _MAX_WAITING or self._waiting[0].done()):
             self._waiting.popleft().result()
         self._last = self._thread.submit(self._append, self._last, rows, skipped, end)
         self._waiting.append(self._last)
@@ -49,7 +49,7 @@ class WriterThread:
 
     def _append(self, before: Future[None] | None, rows: ShardRows, skipped: Sequence[Skipped], end: int) -> None:
         if before is not None:
-            before.result()  # after a batch that failed nothing is appended: its error goes from one to the next
+            before.result()  # nothing is appended after a batch that failed: its error passes on
         self._writer.append(rows, skipped, end)
 
     def _save(self, before: Future[None] | None) -> None:

@@ -1,4 +1,4 @@
-"""From what a user gave, a directory or a name on the Hugging Face hub, to files that are here."""
+"""Resolve a directory or a Hugging Face hub id to local files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def local_path(path_or_name: str | Path) -> Path | None:
-    """The file or directory of that name; None if there is none and it could be a name on the hub.
+    """The local file or directory of that name; None if there is none and it could be a hub id.
 
     Raises:
-        CodaError: There is none, and it could not.
+        CodaError: If there is none, and it could not be a hub id.
     """
     path = Path(path_or_name).expanduser()
     if path.exists():
@@ -31,15 +31,15 @@ def local_path(path_or_name: str | Path) -> Path | None:
 
 
 def fetch(name: str, patterns: Sequence[str], **hub: Any) -> Path:
-    """A folder with those files of a hub repository that match `patterns`.
+    """Download the files of a hub repository that match `patterns`; returns their folder.
 
     Args:
         name: Repository, such as `black-forest-labs/FLUX.1-dev`.
-        patterns: Of paths within it; `*` matches across folders.
-        **hub: `revision`, `cache_dir`, `token`, `local_files_only`, … as `huggingface_hub.snapshot_download` has them.
+        patterns: Patterns of paths; `*` matches across folders.
+        **hub: `revision`, `cache_dir`, `token`, `local_files_only`, … of `huggingface_hub.snapshot_download`.
 
     Raises:
-        CodaError: There is no such repository, no connection, or (with `local_files_only`) no copy here.
+        CodaError: If there is no such repository, no connection, or (with `local_files_only`) no local copy.
     """
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns), **hub))

@@ -1,7 +1,7 @@
-"""Randomness as a function of (seed, place), so that nothing random ever has to be saved.
+"""Randomness as a function of (seed, step), so that no random state has to be saved.
 
-A training that draws from `step_generator(seed, step)` and visits images in `epoch_order(seed, epoch)` continues after
-an interruption exactly as it would have gone on: the step alone says what comes next.
+A training that draws from `step_generator(seed, step)` and visits images in `epoch_order(seed, epoch)` resumes exactly
+where it stopped, given only the step.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def epoch_order(seed: int, epoch: int, n: int) -> torch.Tensor:
 
 
 class EndlessOrder:
-    """The sequence of all epochs, one after another, of `n` items; keeps the permutation of the newest epoch.
+    """The sequence of all epochs of `n` items; keeps the permutation of the newest epoch.
 
     Args:
         n: Number of items.
-        seed: Of the permutations, see `epoch_order`.
+        seed: Seed of the permutations, see `epoch_order`.
     """
 
     def __init__(self, n: int, seed: int) -> None:
@@ -40,13 +40,13 @@ class EndlessOrder:
         self._permutation = torch.empty(0, dtype=torch.int64)
 
     def items(self, places: range) -> torch.Tensor:
-        """Which items stand at these places of the sequence, (len(places),) int64."""
+        """The items at these places of the sequence, (len(places),) int64."""
         epochs = range(places[0] // self._n, places[-1] // self._n + 1) if places else ()
         wanted = torch.arange(places.start, places.stop, places.step)
-        found = [self._of(epoch)[wanted[wanted // self._n == epoch] % self._n] for epoch in epochs]
+        found = [self._order(epoch)[wanted[wanted // self._n == epoch] % self._n] for epoch in epochs]
         return torch.cat(found) if found else wanted
 
-    def _of(self, epoch: int) -> torch.Tensor:
+    def _order(self, epoch: int) -> torch.Tensor:
         if epoch != self._epoch:
             self._epoch, self._permutation = epoch, epoch_order(self._seed, epoch, self._n)
         return self._permutation
