@@ -3,23 +3,73 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
-from coda.tokenizer import tokenize_dataset
+from coda.tokenizer import CodaTokenizer, ResidualQuantizer, tokenize_dataset
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images import ImageSource
 from coda.tokenizer.settings import RunOptions, TokenizeSettings
 from coda.tokenizer.tokenize_dataset import TokenizeSummary
 from coda.tokenizer.vae.autoencoders import from_config
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
+
+
+@pytest.fixture
+def tokenizer(small_vae: ContinuousVAE) -> CodaTokenizer:
+    """16 × 16 pixels, 74 codes of 300."""
+    return CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 3, 8])).eval()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def start_and_kill(work: Callable[[], object], folder: Path, killed_at: int | None = None, **environment: str) -> int:
+    """Do `work` in another process, with status 0 if it comes to its end and 3 if it fails.
+
+    It is killed as kill -9 does when it is about to open, rename or remove something in `folder` for the
+    `killed_at`-th time: every moment at which what lies there changes is one of those.
+    """
+    child = os.fork()
+    if child:
+        return child
+    os.environ.update(environment)
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    left = iter(range(killed_at or 10**9, 0, -1))
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        touched = event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir") and (
+            str(folder) in str(arguments[0]) or not os.path.isabs(str(arguments[0]))  # rmtree names files relatively
+        )
+        if touched and next(left) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    finish(work, count)
+
+
+def finish(work: Callable[[], object], hook: Callable[[str, tuple[Any, ...]], None]) -> NoReturn:
+    """Do `work` under the hook and end the process, with status 0 or 3."""
+    sys.addaudithook(hook)
+    try:
+        work()
+    except (CodaError, OSError) as error:
+        print(error)
+        sys.stdout.flush()
+        os._exit(3)
+    os._exit(0)
 
 
 def tokenize(tokenizer: Any, data: Any, out: Any, **settings: Any) -> TokenizeSummary:

@@ -16,15 +16,9 @@ from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images import decode_image, open_images, to_unit
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
-from .conftest import tokenize
+from .conftest import content, tokenize
 
 COUNT, BAD = 26, (4, 12, 13, 14, 15)
-
-
-@pytest.fixture
-def tokenizer(small_vae: ContinuousVAE) -> CodaTokenizer:
-    """16 × 16 pixels, 8 × 8 latents."""
-    return CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 3, 8])).eval()
 
 
 @pytest.fixture
@@ -39,10 +33,6 @@ def photographs(tmp_path: Path) -> Path:
         if i in BAD:
             path.write_bytes(path.read_bytes()[: 50 * (i % 2)])
     return folder
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_the_cache_holds_the_codes_of_every_readable_image(

@@ -15,19 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from coda.tokenizer import CodaTokenizer, CodeCache, ResidualQuantizer, export_cache
+from coda.tokenizer import CodaTokenizer, CodeCache, export_cache
 from coda.tokenizer.foundation.errors import CodaError
-from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
 from .conftest import tokenize
 
 OddItems = dict[str, tuple[bytes, Image.Image | str]]
-
-
-@pytest.fixture
-def tokenizer(small_vae: ContinuousVAE) -> CodaTokenizer:
-    """16 × 16 pixels."""
-    return CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 3, 8])).eval()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Killed at any instant, with whatever number of processes, and given again: the same bytes, every item once."""
+"""Killed at any instant, with any number of processes, and rerun: the same bytes, every item once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import random
 import shutil
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from coda.tokenizer.code_cache import writer
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
+from .conftest import content, finish, start_and_kill
 from .conftest import tokenize as tokenize_dataset
 
 KILLS = 30
@@ -30,50 +30,24 @@ Work = Callable[..., object]
 
 @pytest.fixture
 def tokenize(
-    small_vae: ContinuousVAE,
+    tokenizer: CodaTokenizer,
     odd_items: dict[str, tuple[bytes, Image.Image | str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Work:
-    """Makes a cache of 20 items, five of them bad, and saves the shard at hand after every batch."""
+    """Makes a cache of 20 items, five of them bad, and saves the open shard after every batch."""
     monkeypatch.setattr(writer, "_PENDING_SECONDS", 0)
     monkeypatch.setattr(writer, "_PENDING_SHARE", float("inf"))
-    tokenizer = CodaTokenizer(small_vae, ResidualQuantizer(4, 300, [1, 3, 8])).eval()  # 16 × 16 pixels
     data = tmp_path / "photographs"
     data.mkdir()
-    for name, (content, _) in odd_items.items():
-        (data / name).write_bytes(content)
+    for name, (image, _) in odd_items.items():
+        (data / name).write_bytes(image)
     usual = {"tokenizer": tokenizer, "batch_size": 2, "shard_size": 5, "device": "cpu"}
     return lambda out, **changes: tokenize_dataset(data=data, out=out, **(usual | changes))
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def start(work: Callable[[], object], folder: Path, killed_at: int | None = None, **environment: str) -> int:
-    """Do `work` in a process of its own, with status 0 if it comes to its end and 3 if it fails.
-
-    It is killed as kill -9 does when it is about to open, rename or remove something in `folder` for the
-    `killed_at`-th time: every moment at which what lies there changes is one of those.
-    """
-    child = os.fork()
-    if child:
-        return child
-    os.environ.update(environment)
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    left = iter(range(killed_at or 10**9, 0, -1))
-
-    def count(event: str, arguments: tuple[Any, ...]) -> None:
-        touched = event in ("open", "os.rename", "os.remove", "os.mkdir") and str(folder) in str(arguments[0])
-        if touched and next(left) == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    _finish(work, count)
-
-
 def start_on_a_disk_that_fills(work: Callable[[], object], folder: Path, full_at: int) -> int:
-    """As `start`, but alive: from the `full_at`-th file on that is to be written in `folder`, there is no space."""
+    """As `start_and_kill`, but the disk is full from the `full_at`-th file on that is to be written in `folder`."""
     child = os.fork()
     if child:
         return child
@@ -85,28 +59,16 @@ def start_on_a_disk_that_fills(work: Callable[[], object], folder: Path, full_at
         if written and next(left) <= 1:
             raise OSError(errno.ENOSPC, "No space left on device", str(arguments[0]))
 
-    _finish(work, refuse)
-
-
-def _finish(work: Callable[[], object], hook: Callable[[str, tuple[Any, ...]], None]) -> NoReturn:
-    """Do `work` under the hook and end the process, with status 0 or 3."""
-    sys.addaudithook(hook)
-    try:
-        work()
-    except (CodaError, OSError) as error:
-        print(error)
-        sys.stdout.flush()
-        os._exit(3)
-    os._exit(0)
+    finish(work, refuse)
 
 
 def launch(work: Callable[[], object], folder: Path, killed_at: dict[int, int], count: int) -> dict[int, int]:
-    """`start` in `count` processes that know of each other; their numbers by rank."""
+    """`start_and_kill` in `count` processes that know of each other; their numbers by rank."""
     with socket.create_server(("localhost", 0)) as free:
         port = str(free.getsockname()[1])
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(count)]
-    return {rank: start(work, folder, killed_at.get(rank), **ranks[rank]) for rank in range(count)}
+    return {rank: start_and_kill(work, folder, killed_at.get(rank), **ranks[rank]) for rank in range(count)}
 
 
 def ended_well(children: dict[int, int]) -> bool:
@@ -123,7 +85,7 @@ def ended_well(children: dict[int, int]) -> bool:
 
 
 def one_process(work: Callable[[], object], folder: Path, killed_at: int) -> bool:
-    return ended_well({0: start(work, folder, killed_at)})
+    return ended_well({0: start_and_kill(work, folder, killed_at)})
 
 
 def two_processes(work: Callable[[], object], folder: Path, killed_at: int) -> bool:

@@ -91,7 +91,7 @@ class CacheWriter:
         self.shape = (len(header["variants"]), self._layout.num_tokens)
         self._shards: dict[int, dict[str, Any]] = {}
         self._skipped: dict[int, Sequence[Skipped]] = {}
-        self._begun: dict[int, _OpenShard] = {}
+        self._open_shards: dict[int, _OpenShard] = {}
         self._saved_at, self._pause = time.monotonic(), _PENDING_SECONDS
         self._lock: DirectoryLock | None = None
         try:
@@ -109,7 +109,7 @@ class CacheWriter:
     @property
     def skipped(self) -> list[Skipped]:
         """Items left out so far, including those of earlier runs, in the source's order."""
-        found = {**self._skipped, **{number: begun.skipped for number, begun in self._begun.items()}}
+        found = {**self._skipped, **{number: open_shard.skipped for number, open_shard in self._open_shards.items()}}
         return [item for number in sorted(found) for item in found[number]]
 
     def remaining(self) -> list[range]:
@@ -128,17 +128,17 @@ class CacheWriter:
         number = (end - 1) // self._header["shard_size"]
         before = self._so_far(number)
         assert end - before.end == len(rows) + len(skipped), "items are out of order"
-        begun = _OpenShard(number, end, (*before.rows, rows.on_disk(self._layout)), (*before.skipped, *skipped))
-        self._begun[number] = begun
+        open_shard = _OpenShard(number, end, (*before.rows, rows.on_disk(self._layout)), (*before.skipped, *skipped))
+        self._open_shards[number] = open_shard
         if end == self._own[number].stop:
-            self._close_shard(begun)
+            self._close_shard(open_shard)
         elif time.monotonic() - self._saved_at > self._pause:
-            self._save(begun)
+            self._save(open_shard)
 
     def save_pending(self) -> None:
         """Save open shards, so that the next run can resume them."""
-        for begun in self._begun.values():
-            self._save(begun)
+        for open_shard in self._open_shards.values():
+            self._save(open_shard)
 
     def join_others(self) -> None:
         """Wait until all processes have encoded their shards, and collect what they made.
@@ -178,21 +178,21 @@ class CacheWriter:
             self._lock = None
 
     def _so_far(self, number: int) -> _OpenShard:
-        return self._begun.get(number) or _OpenShard(number, self._own[number].start)
+        return self._open_shards.get(number) or _OpenShard(number, self._own[number].start)
 
-    def _save(self, begun: _OpenShard) -> None:
+    def _save(self, open_shard: _OpenShard) -> None:
         since = time.monotonic()
-        skipped = [asdict(item) for item in begun.skipped]
-        metadata = {"shard": begun.number, "upto": begun.end, "skipped": skipped}
-        write_shard(self._pending(begun.number), self._joined(begun), self._layout, metadata)
+        skipped = [asdict(item) for item in open_shard.skipped]
+        metadata = {"shard": open_shard.number, "upto": open_shard.end, "skipped": skipped}
+        write_shard(self._pending(open_shard.number), self._joined(open_shard), self._layout, metadata)
         self._saved_at = time.monotonic()
         self._pause = max(_PENDING_SECONDS, (self._saved_at - since) / _PENDING_SHARE)
 
     def _pending(self, number: int) -> Path:
         return self.path / f"pending-{shard_name(number)}"
 
-    def _joined(self, begun: _OpenShard) -> ShardRows:
-        return ShardRows.joined(begun.rows, self.shape[0], self._layout)
+    def _joined(self, open_shard: _OpenShard) -> ShardRows:
+        return ShardRows.joined(open_shard.rows, self.shape[0], self._layout)
 
     def _close_shard(self, full: _OpenShard) -> None:
         """Put a full shard in its place, then record it as done."""
@@ -208,7 +208,7 @@ class CacheWriter:
             "start": span.start,
             "stop": span.stop,
         }
-        del self._begun[number]
+        del self._open_shards[number]
         self._note_progress()
         self._pending(number).unlink(missing_ok=True)
         self._saved_at = time.monotonic()
@@ -238,10 +238,10 @@ class CacheWriter:
     def _clear_way(self, overwrite: bool) -> bool:
         """Make sure that the folder is empty or holds this very cache; True if it is complete."""
         check_free(self.path, True, is_code_cache, "is not a code cache")
-        whole, begun = self.path / MANIFEST, self.path / PROGRESS
-        if not whole.is_file() and not begun.is_file():
+        whole, unfinished = self.path / MANIFEST, self.path / PROGRESS
+        if not whole.is_file() and not unfinished.is_file():
             return False
-        there = read_json(whole) if whole.is_file() else read_json(begun)["head"]
+        there = read_json(whole) if whole.is_file() else read_json(unfinished)["head"]
         different = differences({key: there.get(key) for key in self._header}, self._header)
         if overwrite and (different or whole.is_file()):
             self._start_over()
@@ -282,9 +282,9 @@ class CacheWriter:
                 number, end = shard.metadata["shard"], shard.metadata["upto"]
                 if number in self._own and number not in self._shards:
                     skipped = tuple(Skipped(**item) for item in shard.metadata["skipped"])
-                    self._begun[number] = _OpenShard(number, end, (shard.rows(),), skipped)
+                    self._open_shards[number] = _OpenShard(number, end, (shard.rows(),), skipped)
                     if end == self._own[number].stop:
-                        self._close_shard(self._begun[number])
+                        self._close_shard(self._open_shards[number])
 
     def _tidy(self) -> None:
         self._remove("pending-shard-*", "progress*.json", *_HALF_WRITTEN)

@@ -20,7 +20,8 @@ from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images import Skipped
 from coda.tokenizer.layout import CodeLayout
 
-from .conftest import content, make_header
+from ..conftest import content
+from .conftest import make_header
 
 ITEMS, SHARD = 23, 5
 BROKEN = {3: "is empty", 10: "cannot be decoded", 11: "is empty", 12: "is empty", 13: "is empty", 14: "is empty"}
@@ -430,7 +431,7 @@ def test_parts_that_do_not_make_a_whole_are_refused(tmp_path: Path) -> None:
         ([one, one], "out", "are both part 1/2"),
         ([one, other], "out", "tokenizer_fingerprint"),
         ([one, third], "out", "number of parts 2 there, 3 here"),
-        ([one, whole], "out", "is no part of a cache"),
+        ([one, whole], "out", "is not a part of a cache"),
         ([one, two], "part-1", "choose another --out"),
         ([one, two], ".", "choose another --out"),
         ([one, two], "letters", "is not a code cache"),

@@ -21,7 +21,8 @@ from coda.tokenizer.code_cache import CacheWriter, ShardRows
 from coda.tokenizer.code_cache.format import TEN_CROP
 from coda.tokenizer.images import Skipped
 
-from .conftest import content, make_header
+from ..conftest import content
+from .conftest import make_header
 
 ITEMS, SHARD, BROKEN = 11, 4, (1, 4)
 KEPT = [i for i in range(ITEMS) if i not in BROKEN]
@@ -247,7 +248,7 @@ GOOD = np.zeros((1, 2, 74), dtype=np.int64)
         ([GOOD.astype(float)], [0], r"0\.npy holds float64, not integers"),
         ([GOOD], [True], r"some_labels/0\.npy holds bool, not integers"),
         ([GOOD], [[1, 2]], r"integers of shape \(2,\); a label has"),
-        ([GOOD], [-2], r"holds -2, which is no label"),
+        ([GOOD], [-2], r"holds -2, which is not a label"),
         ([np.array([{}, None])], [0], r"0\.npy cannot be read as \.npy: Object arrays cannot be loaded"),
     ],
 )

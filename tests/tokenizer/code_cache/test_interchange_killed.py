@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,11 +16,10 @@ from coda.tokenizer import CodaError, CodaTokenizer, CodeCache, export_cache, im
 from coda.tokenizer.code_cache import CacheWriter, ShardRows
 from coda.tokenizer.foundation.directory_lock import DirectoryLock
 
-from .conftest import content, make_header
+from ..conftest import content, start_and_kill
+from .conftest import make_header
 
 ITEMS, SHARD = 7, 2
-WATCHED = ("open", "os.rename", "os.mkdir")  # of these, those in the folder that is watched
-REMOVING = ("os.remove", "os.rmdir")  # all of them: rmtree names files within an open folder
 Work = Callable[[Path], object]
 
 
@@ -47,29 +44,13 @@ def make_cache(tokenizer: CodaTokenizer, out: Path, seed: int) -> CodeCache:
 
 
 def killed(work: Callable[[], object], folder: Path, at: int) -> bool:
-    """Do `work` in a process of its own, which is killed as kill -9 does; False if it came to its end before.
+    """Do `work` in another process, which is killed as kill -9 does; False if it came to its end before.
 
     The moment is when it is about to open, rename, make or remove something in `folder` for the `at`-th time.
     """
-    child = os.fork()
-    if child:
-        status = os.waitpid(child, 0)[1]
-        assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL
-        return status != 0
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    left = iter(range(at, 0, -1))
-
-    def count(event: str, arguments: tuple[Any, ...]) -> None:
-        touched = event in REMOVING or (event in WATCHED and str(folder) in str(arguments[0]))
-        if touched and next(left) == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
-    try:
-        work()
-        os._exit(0)
-    finally:
-        os._exit(1)
+    status = os.waitpid(start_and_kill(work, folder, at), 0)[1]
+    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL
+    return status != 0
 
 
 def check_every_kill(work: Work, folder: Path, step: int) -> None:
