@@ -1,4 +1,4 @@
-"""What a user touches: the pipeline, reconstruction, editing, class names and the command line."""
+"""The pipeline, reconstruction, editing, class names and the command line."""
 
 from typing import TYPE_CHECKING
 

@@ -235,7 +235,7 @@ class CodaPipeline(DiffusionPipeline):
     def _run_callback(
         self, callback: StepCallback | None, names: Sequence[str], before: int, state: SamplingStep
     ) -> torch.Tensor | None:
-        """Call the user's callback; returns the codes that it returns, if any."""
+        """Call the user's callback, which may return codes."""
         if callback is None:
             return None
         tensors = {"codes": state.codes, "prefix_latents": state.prefix}

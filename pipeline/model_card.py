@@ -51,7 +51,7 @@ The same images as files in `runs/samples`:
 {command}
 ```
 
-## What is inside
+## Parts
 
 | part | what | parameters |
 | --- | --- | --- |

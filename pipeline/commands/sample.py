@@ -71,5 +71,5 @@ def _name(classes: ClassTable, label: int | None, seed: int) -> str:
     """A file's name: class index, class name, seed."""
     if label is None:
         return f"seed{seed}"
-    words = re.sub(r"[^a-z0-9]+", "-", classes[label].name.lower()).strip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", classes[label].name.lower())[:80].strip("-")
     return "-".join(part for part in (str(label), words if words != str(label) else "", f"seed{seed}") if part)
