@@ -154,6 +154,7 @@ def test_every_setting_does_something(tmp_path, vae, ramps, plain, changed):
         (dict(sides=(1, 2, 3)), r"the last side is \(3, 3\), the latent's grid at 8x8 pixels is \(4, 4\)"),
         (dict(attention_dim=4), "attention width of 5 at least"),
         (dict(codebook_size=4096), "24 images give .* vectors for 4096 codes"),
+        (dict(lr=1e20, warmup=0), "diverged; a lower lr"),
     ],
     ids=str,
 )

@@ -45,10 +45,15 @@ class TrainableTokenizer(nn.Module):
         self._last[0].register_forward_hook(self._remember)
 
     def forward(self, images: torch.Tensor) -> ForwardOutput:
-        """Encode, quantize, decode."""
+        """Encode, quantize, decode.
+
+        Raises:
+            CodaError: If latents are NaN or infinite.
+        """
         latents = self.vae.encode(images)
-        with torch.autocast(images.device.type, enabled=False):  # retrieval needs float32
-            out = self.quantizer(latents.float())
+        if not latents.isfinite().all():  # those of the untrained VAE were finite
+            raise CodaError("latents are NaN or infinite: the training has diverged; a lower lr may help")
+        out = self.quantizer(latents)
         reconstructions = self.vae.decode(out.quantized)
         return ForwardOutput(reconstructions, out.codes, out.quantization_loss, out.entropy_loss)
 
