@@ -50,38 +50,29 @@ def test_latents_codes_and_reconstructions_are_the_published_ones(checkpoint):
     assert distance(output.entropy_loss, expected["entropy_loss"]) < 1e-4
 
 
-def test_it_is_saved_and_loaded_like_any_tokenizer(checkpoint, tmp_path):
-    _, tokenizer, expected = checkpoint
-    tokenizer.save_pretrained(tmp_path)
-    loaded = type(tokenizer).from_pretrained(tmp_path)
-    assert loaded.fingerprint == tokenizer.fingerprint
-    assert torch.equal(loaded.encode(expected["image"]), tokenizer.encode(expected["image"]))
-
-
-def test_without_a_config_the_architecture_is_read_from_the_weights(checkpoint, tmp_path):
+def test_it_is_saved_like_any_tokenizer_and_loads_without_a_config(checkpoint, tmp_path):
     folder, tokenizer, expected = checkpoint
+    tokenizer.save_pretrained(tmp_path / "saved")
+    loaded = type(tokenizer).from_pretrained(tmp_path / "saved")
+    assert loaded.fingerprint == tokenizer.fingerprint
     for name in ("vae", "quantizer"):
         shutil.copyfile(folder / f"{name}_ema.pth", tmp_path / f"{name}.pth")  # and without averages
-    alone = tokenizer_from_official(tmp_path, SIDES[folder.name])
-    assert torch.equal(alone.encode(expected["image"]), tokenizer.encode(expected["image"]))
-    assert alone.vae.config.shift == tokenizer.vae.config.shift
-    assert alone.vae.config.scale == tokenizer.vae.config.scale
+    from_weights = tokenizer_from_official(tmp_path, SIDES[folder.name])
+    for other in (loaded, from_weights):
+        assert torch.equal(other.encode(expected["image"]), tokenizer.encode(expected["image"]))
+        assert other.vae.config.shift == tokenizer.vae.config.shift
+        assert other.vae.config.scale == tokenizer.vae.config.scale
 
 
-def test_published_sides_are_taken_where_none_are_given(checkpoint):
+def test_published_sides_are_the_default_and_settings_are_passed_on(checkpoint):
     folder, _, _ = checkpoint
-    published = tokenizer_from_official(folder)
+    published = tokenizer_from_official(folder, beta=0.25, entropy_temperature=0.1)
     assert published.size == (256, 256)
     assert published.layout.sides[-1] == {"kl16": (16, 16), "flux": (32, 32)}[folder.name]
     assert published.layout.num_tokens == {"kl16": 680, "flux": 2240}[folder.name]
-
-
-def test_settings_of_the_quantizer_are_passed_on(checkpoint):
-    folder, _, _ = checkpoint
-    changed = tokenizer_from_official(folder, SIDES[folder.name], beta=0.25, entropy_temperature=0.1)
-    assert (changed.quantizer.config.beta, changed.quantizer.config.entropy_temperature) == (0.25, 0.1)
+    assert (published.quantizer.config.beta, published.quantizer.config.entropy_temperature) == (0.25, 0.1)
     with pytest.raises(TypeError):
-        tokenizer_from_official(folder, SIDES[folder.name], gamma=1)
+        tokenizer_from_official(folder, gamma=1)
 
 
 def test_other_directories_are_refused(checkpoint, tmp_path):
@@ -96,20 +87,16 @@ def test_other_directories_are_refused(checkpoint, tmp_path):
     shutil.copyfile(folder / "vae_ema.pth", tmp_path / "quantizer_ema.pth")
     with pytest.raises(CodaError, match="not a published quantizer"):
         tokenizer_from_official(tmp_path)
-    content = (folder / "vae_ema.pth").read_bytes()
-    (tmp_path / "vae_ema.pth").write_bytes(content[: len(content) // 2])
-    with pytest.raises(CodaError, match=r"vae_ema.pth is damaged") as error:
-        tokenizer_from_official(tmp_path)
-    assert "\n" not in str(error.value)
-
-
-def test_half_a_lora_is_refused(checkpoint, tmp_path):
-    folder, _, _ = checkpoint
     state = torch.load(folder / "vae_ema.pth", weights_only=True)
     del state[next(name for name in state if name.endswith(".lora_layer.up.weight"))]
     torch.save(state, tmp_path / "vae_ema.pth")
     with pytest.raises(CodaError, match="no weights to go with it"):
         tokenizer_from_official(tmp_path)
+    content = (folder / "vae_ema.pth").read_bytes()
+    (tmp_path / "vae_ema.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CodaError, match=r"vae_ema.pth is damaged") as error:
+        tokenizer_from_official(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("precision", ["", "_f64"])
