@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ..foundation.errors import CodaError, shown
 from .imagenet import imagenet_classes, index_of_wnid
+from .source import ImageSource
 
 MAX_CLASSES = 2**20  # unless the user says more
 
@@ -53,6 +55,13 @@ def name_numbers(highest: int, num_classes: int | None = None, where: str = "lab
     check_label(highest, num_classes, where)
     count = highest + 1 if num_classes is None else num_classes
     return count, imagenet_wnids() if count == len(imagenet_classes()) else None
+
+
+def labels_are_imagenets(source: ImageSource) -> bool:
+    """Whether the first labels are ImageNet's indices of WordNet ids in the items' names (`n01440764_18.JPEG`)."""
+    labels = {source.key(i): source.label(i) for i in range(min(len(source), 1000)) if source.label(i) >= 0}
+    wnids = {key: re.search(r"n\d{8}", key) for key in labels}
+    return all((wnid := wnids[key]) and index_of_wnid(wnid[0]) == label for key, label in labels.items())
 
 
 def check_label(label: int, num_classes: int | None, where: str) -> None:

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..foundation.errors import CodaError, first_line, shown
-from .labels import name_numbers, number_names
+from .imagenet import imagenet_classes
+from .labels import labels_are_imagenets, name_numbers, number_names
 from .source import MAX_ENCODED_BYTES, BrokenImage, ImageSource, too_large
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
@@ -77,6 +78,8 @@ class TableSource(ImageSource):
         self._labels = np.concatenate([numbers for numbers, _ in files])
         highest = int(self._labels.max(initial=-1))
         if highest < 0 or all(names is None for _, names in files):
+            if highest >= 0 and labels_are_imagenets(self):
+                highest = max(highest, len(imagenet_classes()) - 1)
             self.num_classes, self.class_names = name_numbers(highest, num_classes, self.location)
             return
         all_names = files[0][1] or []

@@ -17,7 +17,7 @@ from typing import Any
 from ..foundation.errors import CodaError, shown
 from .folders import IMAGE_SUFFIXES
 from .imagenet import imagenet_classes, index_of_wnid
-from .labels import name_numbers
+from .labels import labels_are_imagenets, name_numbers
 from .source import BrokenImage, ImageSource, too_large
 from .tar_headers import FOLDER, HARD_LINK, REGULAR, SYMBOLIC_LINK, DamagedArchive, TarHeader, read_headers
 
@@ -47,7 +47,7 @@ class ArchiveSource(ImageSource):
             self._samples += _samples(members)
         largest = max(range(len(self)), key=self.label, default=None)
         highest, where = (-1, location) if largest is None else (self.label(largest), self.key(largest))
-        if has_wnids:
+        if highest >= 0 and (has_wnids or labels_are_imagenets(self)):
             highest = max(highest, len(imagenet_classes()) - 1)
         self.num_classes, self.class_names = name_numbers(highest, num_classes, f"{location}: {where}")
         self._handles: dict[int, int] = {}

@@ -367,6 +367,14 @@ def test_no_label_of_an_archive_is_lost_silently(
         assert label in reasons[source.key(i)] if isinstance(label, str) else source.label(i) == label
 
 
+def test_numbers_are_imagenets_where_the_names_of_the_images_say_so(tmp_path: Path) -> None:
+    members = [(f"{GOLDEN}_7.jpg", jpeg(0)), (f"{GOLDEN}_7.cls", b"207"), ("x.jpg", jpeg(0))]
+    assert open_images(save_tar(tmp_path / "s.tar", members)).class_names == WNIDS
+    members += [(f"{TENCH}_7.jpg", jpeg(0)), (f"{TENCH}_7.cls", b"3")]
+    source = open_images(save_tar(tmp_path / "t.tar", members))
+    assert (source.num_classes, source.class_names) == (208, None)
+
+
 def test_labels_are_checked_where_they_are_read(tmp_path: Path) -> None:
     for label in (10**12, 2**20, 10**60):
         path = save_tar(tmp_path / "s.tar", [("a.jpg", jpeg(0)), ("a.cls", b"%d" % label)])
