@@ -140,23 +140,25 @@ def check_manifest(manifest: dict[str, Any], file: Path) -> dict[str, Any]:
 
 def _problem_of(manifest: dict[str, Any]) -> str | None:
     """The first part of a manifest that is not as `finished_manifest` writes it."""
-    num_classes, names, variants = (manifest.get(key) for key in ("num_classes", "class_names", "variants"))
-    table, part, shards = (manifest.get(key) for key in ("value_table", "part", "shards"))
-    sound = {
+    keys = ("num_classes", "class_names", "variants", "value_table", "part", "shards", "source")
+    num_classes, names, variants, table, part, shards, source = map(manifest.get, keys)
+    sound: dict[str, bool] = {
         "tokenizer_fingerprint": isinstance(manifest.get("tokenizer_fingerprint"), str),
         "layout": isinstance(manifest.get("layout"), dict),
         "variants": _are(variants, str) and bool(variants),
-        "num_classes": _is_count(num_classes) and num_classes <= MAX_CLASSES,
-        "class_names": names is None or (_are(names, str) and len(names) == num_classes),
-        "part": part is None or (_are(part, int) and len(part) == 2 and 1 <= part[0] <= part[1]),
+        "num_classes": _is_count(num_classes, MAX_CLASSES),
+        "source": isinstance(source, dict) and _is_count(source.get("items")),
+        "shard_size": _is_count(manifest.get("shard_size")) and bool(manifest["shard_size"]),
+        "tokenizer": isinstance(manifest.get("tokenizer", {}), dict),
+        "class_names": names is None or (isinstance(names, list) and _are(names, str) and len(names) == num_classes),
+        "part": part is None
+        or (isinstance(part, list) and _are(part, int) and len(part) == 2 and 1 <= part[0] <= part[1]),
         "value_table": isinstance(table, dict) and {"file", "sha256"} <= table.keys(),
-        "shards": _are(shards, dict) and all(_is_shard(shard) for shard in shards),
+        "shards": isinstance(shards, list) and all(map(_is_shard, shards)),
         "skipped": _are_skipped(manifest.get("skipped")),
     }
-    for name, is_sound in sound.items():
-        if not is_sound:
-            return name
-    return None if manifest.get("images") == sum(shard["images"] for shard in shards) else "images"
+    sound["images"] = sound["shards"] and manifest.get("images") == sum(shard["images"] for shard in manifest["shards"])
+    return next((name for name, is_sound in sound.items() if not is_sound), None)
 
 
 def read_progress(file: Path) -> list[tuple[int, list[dict[str, Any]], dict[str, Any]]]:
@@ -165,9 +167,10 @@ def read_progress(file: Path) -> list[tuple[int, list[dict[str, Any]], dict[str,
     Raises:
         CodaError: If the file is damaged.
     """
-    found, shards = read_json(file).get("shards", {}), []
+    found = read_json(file).get("shards", {})
+    shards: list[tuple[int, list[dict[str, Any]], dict[str, Any]]] = []
     for number, entry in found.items() if isinstance(found, dict) else ():
-        skipped = entry.pop("skipped", None) if isinstance(entry, dict) else None
+        skipped: Any = entry.pop("skipped", None) if isinstance(entry, dict) else None
         if not (number.isdecimal() and _is_shard(entry) and _are_skipped(skipped)):
             raise CodaError(f"{file} is damaged: shard {number} is not described as it should be")
         plain_name(entry["file"], file)
@@ -195,8 +198,8 @@ def _are(values: Any, kind: type) -> bool:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+def _is_count(value: Any, largest: int = 2**62) -> bool:
+    return type(value) is int and 0 <= value <= largest
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:

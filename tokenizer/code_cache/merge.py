@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from ..foundation.atomic_io import write_json
@@ -52,8 +53,8 @@ def merge_caches(parts: Sequence[str | Path], out: str | Path = "runs/cache", ov
         if final.resolve() in (cache.path.resolve(), *cache.path.resolve().parents):
             raise CodaError(f"{out} holds the part {cache.path}; choose another --out")
     count = first["part"][1]
-    missing = [str(i) for i in range(1, count + 1) if i not in numbers]
-    if missing:
+    if len(numbers) < count:
+        missing = islice((str(i) for i in range(1, count + 1) if i not in numbers), 5)
         raise CodaError(f"part {', '.join(missing)} of {count} is missing")
     if not any(cache.num_images for cache in caches):
         raise CodaError(f"none of {first['source']['items']:,} items can be read, in none of the parts")

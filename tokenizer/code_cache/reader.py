@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection, Iterable
 from functools import cached_property
-from itertools import accumulate, zip_longest
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +151,16 @@ class CodeCache(Dataset):
 
     def _verify_spans(self) -> None:
         """Check that the shards are those of the source, each at its place."""
-        header = self.manifest
+        header, shards = self.manifest, len(self._described)
+        (i, n), count = header["part"] or (1, 1), -(-header["source"]["items"] // header["shard_size"])
+        if count * i // n - count * (i - 1) // n != shards:  # before a list of that length is made
+            raise CodaError(f"{self.path} has a damaged manifest: there are {shards} shards, not as many as it says")
         spans = shard_spans(header["source"]["items"], header["shard_size"], header["part"])
         expected = [(shard_name(number), span.start, span.stop) for number, span in spans.items()]
         found = [(shard["file"], shard["start"], shard["stop"]) for shard in self._described]
         if found != expected:
-            wrong = next((a or b for a, b in zip_longest(found, expected) if a != b), ("",))
-            raise CodaError(f"{self.path} has a damaged manifest: shard {wrong[0]} is missing, left over or misplaced")
+            wrong = next(here[0] for here, there in zip(found, expected, strict=True) if here != there)
+            raise CodaError(f"{self.path} has a damaged manifest: {wrong} is not the shard that belongs there")
 
     def _verify_shard(self, number: int, skipped: Collection[int]) -> None:
         described = self._described[number]

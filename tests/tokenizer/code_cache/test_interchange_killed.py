@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import torch
 
 from coda.tokenizer import CodaError, CodaTokenizer, CodeCache, export_cache, import_npy
 from coda.tokenizer.code_cache import CacheWriter, ShardRows
-from coda.tokenizer.foundation.directory_lock import DirectoryLock
 
 from ..conftest import content, start_and_kill
 from .conftest import make_header
@@ -129,11 +127,3 @@ def test_what_was_begun_of_another_cache_or_format_is_begun_anew(
         export_cache(cache, out, "webdataset")
         assert content(out) == content(export_cache(cache, tmp_path / "fresh", "webdataset"))
         assert not (tmp_path / f".export-{number}.partial").exists()
-
-
-def test_two_exports_at_once_do_not_write_into_one_folder(cache: CodeCache, tmp_path: Path) -> None:
-    aside = tmp_path / ".export.partial"
-    aside.mkdir()
-    with closing(DirectoryLock(aside)), pytest.raises(CodaError, match="is being written by another process"):
-        export_cache(cache, tmp_path / "export")
-    assert export_cache(cache, tmp_path / "export").is_dir()
