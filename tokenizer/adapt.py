@@ -105,8 +105,7 @@ def _train(
     # No weight decay: it would pull the quantizer away from its initialization.
     optimizer = OptimizerWithEMA(tokenizer, betas=(0.5, 0.9), ema_decay=settings.ema_decay)
     discriminator = DiscriminatorTrainer(accelerator, settings.seed) if settings.adversarial_weight else None
-    reconstruction_loss = ReconstructionLoss(settings.l1_weight, settings.l2_weight, settings.perceptual_weight)
-    reconstruction_loss.to(accelerator.device)
+    reconstruction_loss = ReconstructionLoss(settings).to(accelerator.device)
     start, skipped, checkpoint_every = 0, 0, run.checkpoint_every or _CHECKPOINT_EVERY
     if checkpoint is not None:
         start = checkpoint.step
@@ -134,11 +133,10 @@ def _train(
         for step, batch in enumerate(batches, start):
             images = to_unit(batch.pixels.to(accelerator.device))
             lr = learning_rate(step, settings.steps, settings.lr, settings.warmup)
-            gan_log: dict[str, torch.Tensor] = {}
-
             output = model(images)
             reconstruction = reconstruction_loss(output.reconstructions, images)
             loss = reconstruction.total + output.quantization_loss + settings.entropy_weight * output.entropy_loss
+            gan_log: dict[str, torch.Tensor] = {}
             if discriminator is not None and step >= settings.adversarial_start:
                 generator_loss = discriminator.generator_loss(output.reconstructions)
                 weight = accelerator.reduce(tokenizer.adaptive_weight(reconstruction.total, generator_loss), "mean")
@@ -168,7 +166,6 @@ def _train(
         log_info(f"{skipped:,} images could not be read and were replaced by others")
 
     optimizer.use_average()
-    tokenizer.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     directory.finish(lambda folder: _write(folder, tokenizer, settings))
     accelerator.wait_for_everyone()
 
@@ -229,6 +226,7 @@ def _initialize(
 
 def _write(folder: Path, tokenizer: TrainableTokenizer, settings: AdaptSettings) -> None:
     """The finished directory: the adapter alone, then the tokenizer with the adapter merged."""
+    tokenizer.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if settings.lora_rank:
         autoencoder: Any = tokenizer.vae.autoencoder
         (adapter,) = autoencoder.peft_config.values()

@@ -81,8 +81,7 @@ def _train(
     accelerator: Accelerator,
 ) -> None:
     """The training loop, from the newest checkpoint to the finished directory."""
-    reconstruction_loss = ReconstructionLoss(settings.l1_weight, settings.l2_weight, settings.perceptual_weight)
-    reconstruction_loss.to(accelerator.device)
+    reconstruction_loss = ReconstructionLoss(settings).to(accelerator.device)
     vae.to(memory_format=torch.channels_last)  # faster convolutions on CPUs and tensor cores
     model = accelerator.prepare(VAEForTraining(vae))
     optimizer = OptimizerWithEMA(vae, betas=(0.9, 0.99), ema_decay=settings.ema_decay)

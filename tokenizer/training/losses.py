@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..settings import AdaptSettings, VaeSettings
 from .perceptual import LiteFeatures, perceptual_loss
 
 
@@ -38,10 +39,10 @@ class ReconstructionOutput:
 class ReconstructionLoss(nn.Module):
     """Weighted sum of mean absolute, mean squared and perceptual loss; the network of the last is loaded if needed."""
 
-    def __init__(self, l1_weight: float, l2_weight: float, perceptual_weight: float) -> None:
+    def __init__(self, weights: AdaptSettings | VaeSettings) -> None:
         super().__init__()
-        self.l1_weight, self.l2_weight, self.perceptual_weight = l1_weight, l2_weight, perceptual_weight
-        self.features = LiteFeatures() if perceptual_weight else None
+        self.weights = weights
+        self.features = LiteFeatures() if weights.perceptual_weight else None
 
     def forward(self, reconstructions: torch.Tensor, images: torch.Tensor) -> ReconstructionOutput:
         """Loss of reconstructions of images."""
@@ -49,7 +50,8 @@ class ReconstructionLoss(nn.Module):
         perceptual = torch.zeros_like(l1)
         if self.features is not None:
             perceptual = perceptual_loss(self.features, reconstructions, images)
-        total = self.l1_weight * l1 + self.l2_weight * l2 + self.perceptual_weight * perceptual
+        w = self.weights
+        total = w.l1_weight * l1 + w.l2_weight * l2 + w.perceptual_weight * perceptual
         return ReconstructionOutput(total, l1.detach(), l2.detach(), perceptual.detach())
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from coda.tokenizer.settings import VaeSettings
 from coda.tokenizer.training.discriminator import PatchDiscriminator
 from coda.tokenizer.training.losses import (
     ReconstructionLoss,
@@ -14,7 +15,7 @@ from coda.tokenizer.training.losses import (
 
 def test_reconstruction_is_the_weighted_sum_of_its_parts() -> None:
     images, others = torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), 0.5)
-    loss = ReconstructionLoss(l1_weight=2.0, l2_weight=4.0, perceptual_weight=0.0)(others, images)
+    loss = ReconstructionLoss(VaeSettings(l1_weight=2.0, l2_weight=4.0, perceptual_weight=0.0))(others, images)
     assert float(loss.l1) == 0.5 and float(loss.l2) == 0.25
     assert float(loss.total) == 2.0
     assert float(loss.perceptual) == 0.0
