@@ -129,9 +129,8 @@ def sampler_of(
     classless = not pipeline.classes.seen
 
     def sample(labels: Sequence[int | None], seeds: Sequence[int]) -> torch.Tensor:
-        given = {"generator": seeds, "batch_size": len(seeds), "output_type": "codes", **sampling_arguments(sampling)}
-        classes: Any = labels
-        sampled: Any = pipeline(None, len(seeds), **given) if classless else pipeline(classes, **given)
+        given = {"batch_size": len(seeds), "output_type": "codes", **sampling_arguments(sampling)}
+        sampled: Any = pipeline([None] * len(labels) if classless else labels, generator=seeds, **given)
         return pipeline.decode(sampled.images)
 
     return sample

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from coda.pipeline.cli.cli import main
+from coda.pipeline.coda_pipeline import CodaPipeline
 from coda.tokenizer import CodaTokenizer
 from coda.tokenizer.training.run_directory import RunDirectory
 
@@ -45,12 +47,14 @@ def test_images_are_named_by_class_and_seed(saved: Path, capsys: pytest.CaptureF
     assert Image.open("s/0-cats-seed3.png").size == (16, 16)
 
 
-def test_an_image_depends_on_its_class_and_seed_alone(saved: Path) -> None:
+def test_an_image_depends_on_its_class_and_seed_alone(saved: Path, pipeline: CodaPipeline) -> None:
     many = ["--class", "2", "--class", "0", "--num", "3", "--seed", "5", "--batch-size", "4", "--out", "many"]
     assert sample(saved, *many) == 0
     assert sample(saved, "--class", "cats", "--num", "1", "--seed", "6", "--out", "one") == 0
     assert Path("one/0-cats-seed6.png").read_bytes() == Path("many/0-cats-seed6.png").read_bytes()
     assert Path("many/0-cats-seed5.png").read_bytes() != Path("many/0-cats-seed6.png").read_bytes()
+    images: Any = pipeline("cats", num_images_per_class=2, generator=5)
+    assert images.images[1].tobytes() == Image.open("one/0-cats-seed6.png").tobytes()
 
 
 def test_steps_and_guidance_reach_the_sampler(saved: Path) -> None:
