@@ -164,8 +164,9 @@ class CodaPipeline(DiffusionPipeline):
                 f"callback_on_step_end_tensor_inputs may name {self._callback_tensor_inputs}, not {unknown}"
             )
         one = isinstance(class_labels, str) or not isinstance(class_labels, Iterable)
+        words: Any = [class_labels] if one else class_labels
         classes, labels = self.classes, list[int | None]()
-        for word in [class_labels] if one else class_labels:
+        for word in words:
             for index in [None] if word is None else classes.find_all(word):
                 labels += [index] * num_images_per_class
         codes = self.sample_codes(

@@ -51,6 +51,6 @@ def generators_per_image(generator: Seeds, labels: Sequence[int | None]) -> list
 
 
 def _seeded(seed: object) -> torch.Generator:
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**63:
         raise CodaError(f"generator {seed!r} is not a seed (an integer of 64 bits) or a torch.Generator")
     return torch.Generator().manual_seed(int(seed))

@@ -49,7 +49,8 @@ def sample(
         labels = [label for label in chosen for _ in range(num)] or _drawn(pipeline.classes, sampling.seed, num)
         seeds = image_seeds(sampling.seed, labels if chosen else [None] * num)
         given = {"generator": seeds, "batch_size": batch_size, **sampling_arguments(sampling)}
-        images: Any = pipeline(labels, **given).images
+        output: Any = pipeline(labels, **given)
+        images = output.images
         names = [_name(pipeline.classes, label, seed) for label, seed in zip(labels, seeds, strict=True)]
         for name, image in zip(names, images, strict=True):
             image.save(folder / f"{name}.png")
