@@ -57,7 +57,7 @@ def sample(
         labelled_grid(images, names, columns=num if len(chosen) > 1 else None).save(folder / "grid.png")
         made = [{"file": f"{n}.png", "class": c, "seed": s} for n, c, s in zip(names, labels, seeds, strict=True)]
         record = sampling_record(pipeline, source.model, sampling)
-        write_json(folder / "samples.json", {**record, "pictures": made})
+        write_json(folder / "samples.json", {**record, "images": made})
     return f"Made {len(names)} image{'s' if len(names) > 1 else ''} in {out}, together in {out / 'grid.png'}"
 
 

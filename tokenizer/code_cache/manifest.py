@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ..foundation.errors import CodaError
 from ..foundation.output_directory import read_mark
@@ -141,7 +141,7 @@ def check_manifest(manifest: dict[str, Any], file: Path) -> dict[str, Any]:
 def _problem_of(manifest: dict[str, Any]) -> str | None:
     """The first part of a manifest that is not as `finished_manifest` writes it."""
     keys = ("num_classes", "class_names", "variants", "value_table", "part", "shards", "source")
-    num_classes, names, variants, table, part, shards, source = map(manifest.get, keys)
+    num_classes, names, variants, table, part, shards, source = cast(list[Any], [manifest.get(key) for key in keys])
     sound: dict[str, bool] = {
         "tokenizer_fingerprint": isinstance(manifest.get("tokenizer_fingerprint"), str),
         "layout": isinstance(manifest.get("layout"), dict),

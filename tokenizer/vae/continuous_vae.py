@@ -162,8 +162,9 @@ class ContinuousVAE(StrictModel):
         """As `StrictModel.from_pretrained`, with all parameters frozen."""
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs).requires_grad_(False)
 
-    @wraps(StrictModel.save_pretrained)  # diffusers' pipelines look for its arguments by name
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    # diffusers' pipelines look for its arguments by name
+    @wraps(StrictModel.save_pretrained)
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """As `StrictModel.save_pretrained`; a LoRA must have been merged."""
         if any(".lora_A." in name for name, _ in self.named_parameters()):
             raise CodaError("a VAE is saved with its LoRA merged: call merge_lora first")
