@@ -38,7 +38,7 @@ def test_images_are_named_by_class_and_seed(saved: Path, capsys: pytest.CaptureF
     assert names(Path("s")) == images | {"grid.png", "samples.json"}
     out, err = capsys.readouterr()
     assert (out, err) == ("Made 4 images in s, together in s/grid.png\n", "")
-    made = json.loads(Path("s/samples.json").read_text())["pictures"]
+    made = json.loads(Path("s/samples.json").read_text())["images"]
     assert {(p["file"], p["class"], p["seed"]) for p in made} == {
         (f"{name}-seed{seed}.png", index, seed)
         for name, index in (("0-cats", 0), ("2-golden-fish", 2))
@@ -70,7 +70,7 @@ def test_steps_and_guidance_reach_the_sampler(saved: Path) -> None:
 
 def test_without_a_class_each_seed_draws_one(saved: Path) -> None:
     assert sample(saved, "--num", "6", "--out", "s") == 0
-    classes = [image["class"] for image in json.loads(Path("s/samples.json").read_text())["pictures"]]
+    classes = [image["class"] for image in json.loads(Path("s/samples.json").read_text())["images"]]
     assert len(classes) == 6 and set(classes) <= {0, 1, 2} and len(set(classes)) > 1
 
 
