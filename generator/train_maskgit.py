@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -77,7 +76,8 @@ def train_maskgit(
         warmup=min(1_000, settings.steps // 20) if settings.warmup is None else settings.warmup,
     )
     record = {name: value for name, value in asdict(settings).items() if name not in _NOT_COMPARED}
-    record |= {"tokenizer": cache.tokenizer_fingerprint, "cache": _digest(cache.manifest)}
+    manifest = json.dumps(cache.manifest, sort_keys=True).encode()
+    record |= {"tokenizer": cache.tokenizer_fingerprint, "cache": hashlib.sha256(manifest).hexdigest()}
     directory = open_run_directory(accelerator, out, "generator", record, run.overwrite)
     if not directory.complete:
         _train(_new_transformer(cache, settings), cache, directory, settings, run, accelerator)
@@ -137,16 +137,9 @@ def _train(
     accelerator.wait_for_everyone()
 
 
-def _digest(manifest: dict[str, Any]) -> str:
-    """Hash of a cache's manifest."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
 def _new_transformer(cache: CodeCache, settings: MaskGitSettings) -> MaskGitTransformer:
     """A transformer for the cache's codes, its weights drawn from the seed."""
     seen = sorted(set(cache.labels.tolist()) - {-1})
-    if seen and not 0 <= seen[0] <= seen[-1] < cache.num_classes:
-        raise CodaError(f"{cache.path} has labels {seen[0]} to {seen[-1]} but says it has {cache.num_classes} classes")
     with torch.random.fork_rng():
         torch.manual_seed(derived_seed("weights", settings.seed))
         transformer = MaskGitTransformer(
