@@ -1,9 +1,9 @@
-"""How alike two pictures are, pixel by pixel: PSNR and SSIM.
+"""How alike two images are, pixel by pixel: PSNR and SSIM.
 
 Both see what a user would see: uint8 pixels, scaled to [0, 1]. (The published evaluation truncates to uint8 instead
-of rounding, which costs it about half a grey level.) Both are means over pictures, not over pooled pixels.
+of rounding, which costs it about half a gray level.) Both are means over images, not over pooled pixels.
 
-Shape legend: B pictures of H×W pixels.
+Shape legend: B images of H×W pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from coda.tokenizer.foundation.errors import CodaError
 
-PSNR_CEILING = 100.0  # dB; two equal pictures would have an infinite PSNR, which no mean survives
+PSNR_CEILING = 100.0  # dB; two equal images would have an infinite PSNR, which no mean survives
 _WINDOW, _SIGMA = 11, 1.5  # Wang et al. 2004, Section III-B
 _K1, _K2 = 0.01, 0.03
 
@@ -28,7 +28,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         (B,) float64.
 
     Raises:
-        CodaError: The shapes differ, or the pictures are not uint8.
+        CodaError: The shapes differ, or the images are not uint8.
     """
     _check_pair(a, b)
     error = (a.double() - b.double()) / 255
@@ -50,7 +50,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         (B,) float64.
 
     Raises:
-        CodaError: The shapes differ, or a picture is smaller than the window or not uint8.
+        CodaError: The shapes differ, or an image is smaller than the window or not uint8.
     """
     _check_pair(a, b)
     if min(a.shape[-2:]) < _WINDOW:
@@ -81,9 +81,9 @@ def _band(length: int, like: torch.Tensor) -> torch.Tensor:
 
 def _check_pair(a: torch.Tensor, b: torch.Tensor) -> None:
     if a.shape != b.shape:
-        raise CodaError(f"the pictures of a pair differ in size: {_size(a)} against {_size(b)}")
+        raise CodaError(f"the images of a pair differ in size: {_size(a)} against {_size(b)}")
     if a.dtype != torch.uint8 or b.dtype != torch.uint8:
-        raise CodaError(f"pictures are compared as uint8, not {a.dtype} and {b.dtype}")
+        raise CodaError(f"images are compared as uint8, not {a.dtype} and {b.dtype}")
 
 
 def _size(images: torch.Tensor) -> str:

@@ -101,7 +101,7 @@ class _Member:
         archive: Index of the archive.
         base: Name up to the first dot of the file's own name. Members that share it are one sample.
         stem: Name without the last suffix, which is `suffix`: `dog.v2.jpg` is `dog.v2` and `.jpg`.
-        label: Of a `.cls`, or of the image that it belongs to; -1 for "no label", None if nothing says.
+        label: Content of a `.cls`, then label of the images that it belongs to; -1 for "no label", None if unknown.
         problem: Why it cannot be read, if so.
     """
 
