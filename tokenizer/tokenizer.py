@@ -218,6 +218,6 @@ codes = tokenizer.encode(images)  # images: (B, 3, {height}, {width}) in [-1, 1]
 images = tokenizer.decode(codes)  # decode(codes, levels=n) uses the n coarsest levels alone
 ```
 
-Method: Liu et al., *CODA: Repurposing Continuous VAEs for Discrete Tokenization*, arXiv 2503.17760. Licence and
+Method: Liu et al., *CODA: Repurposing Continuous VAEs for Discrete Tokenization*, arXiv 2503.17760. License and
 intended use are those of the VAE it was adapted from.
 """

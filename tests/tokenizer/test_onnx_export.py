@@ -45,7 +45,7 @@ def test_the_graphs_give_the_codes_and_images_of_torch(
     assert described["size"] == list(size or tokenizer.size)
 
 
-def test_a_real_photograph_through_a_real_vae(shared_data: Path, tmp_path: Path) -> None:
+def test_a_real_image_through_a_real_vae(shared_data: Path, tmp_path: Path) -> None:
     from coda.tokenizer.images import decode_image, to_unit
 
     vae = load_vae(shared_data / "taef2")

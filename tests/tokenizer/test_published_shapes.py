@@ -23,7 +23,7 @@ ADAPTED = {"kl16": ("conv1", "conv2", "downsample", "upsample"), "flux": ("conv1
 
 
 def quantizer_state(codebook_size: int) -> dict[str, torch.Tensor]:
-    """As the published code saves it: C 16, attention width 32, RMSNorm."""
+    """State of a quantizer in the published layout: C 16, attention width 32, RMSNorm."""
     state = ResidualQuantizer(16, codebook_size, [1], attention_dim=32, norm="rms_norm").state_dict()
     state["codebooks.weight"] = state.pop("codebook.weight")
     return {name if name == "codebooks.weight" else f"attn.{name}": tensor for name, tensor in state.items()}

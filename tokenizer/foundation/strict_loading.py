@@ -66,12 +66,16 @@ class StrictModel(ModelMixin, ConfigMixin):
         **kwargs: Any,
     ) -> None:
         """Write config and weights for `from_pretrained`; earlier weights of the same variant in the folder go."""
+        self.check_savable()
         if is_main_process:
             remove_weights(Path(save_directory), variant)
         kwargs |= {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
         super().save_pretrained(str(save_directory), is_main_process=is_main_process, **kwargs)
         if is_main_process:
             finish_directory(Path(save_directory), "diffusion_pytorch_model*.safetensors")
+
+    def check_savable(self) -> None:
+        """Raise a CodaError if the model cannot be saved as it is; for classes to override."""
 
 
 def load_strictly(cls: type[Model], folder: str | Path, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 """Retrieval from the codebook in fused kernels: straight-through codes, soft gradient and both entropies on a GPU.
 
-The mathematics, and the names of what is summed, are those of `retrieval`, whose head derives the backward pass. Each
-kernel makes the logits of a block of tokens and a block of codes in registers and never writes them:
+The mathematics and the names are those of `retrieval`, which derives the backward pass. Each kernel computes the logits
+of a block of tokens and a block of codes in registers and never writes them:
 
     search       tokens × codes, once: maximum, first code that reaches it, Σ e^s v, Σ e^s, Σ e^x, Σ e^x x, all of
                  them relative to the largest logit so far (as in FlashAttention, Dao et al. 2022), with x = s/τ
@@ -9,8 +9,8 @@ kernel makes the logits of a block of tokens and a block of codes in registers a
     expected     tokens × codes, once: Σ_j π_j w_j
     grad_queries tokens × codes, once;  grad_keys  codes × tokens, once
 
-Where tokens are few, the coarse levels, the codes are split among programs, and what the splits found is joined
-afterwards in a fixed order. There are no atomics: the same inputs give the same bits. Inputs are float32, bfloat16 or
+If there are few tokens (coarse levels), the codes are split among programs, and the results of the splits are joined
+in a fixed order. There are no atomics: the same inputs give the same bits. Inputs are float32, bfloat16 or
 float16; everything is accumulated in float32, and Σ e^s v and the gradients of half-precision inputs go through TF32.
 
 With TRITON_INTERPRET=1 in the environment before Triton is first imported, the kernels run on a CPU, for tests.
@@ -28,12 +28,12 @@ import triton.language as tl
 from .full_precision import without_autocast
 from .retrieval import EPSILON
 
-_PROGRAMS = 264  # at least so many are started where the codes allow it: two for each multiprocessor of an H100
-_FEWEST_CODES = 1024  # of one split: below that, joining costs more than it brings
+_PROGRAMS = 264  # programs to start if there are enough codes: two for each multiprocessor of an H100
+_FEWEST_CODES = 1024  # codes of a split; with fewer, joining costs more than it saves
 
 
 class Blocks(NamedTuple):
-    """Tokens and codes that a program has in registers at a time: powers of two, at least 16."""
+    """Tokens and codes that a program holds in registers at a time: powers of two, at least 16."""
 
     tokens: int = 64
     codes: int = 64
@@ -57,7 +57,7 @@ def _store(matrix, lines, length, width: tl.constexpr, padded: tl.constexpr, blo
 
 @triton.jit
 def _cold(logits, peak, inverse_tau):
-    """The exponent x = (s − max s) / τ: floored, lest e^x · x be NaN where s is −∞; 0 at most, past all codes too."""
+    """The exponent x = (s − max s) / τ, clamped from below so that e^x · x is not NaN if s is −∞, and to at most 0."""
     return tl.minimum(tl.maximum((logits - peak) * inverse_tau, -1e4), 0.0)
 
 
@@ -81,7 +81,7 @@ def _search(
         s = tl.dot(q, tl.trans(_load(keys, columns, k, d, d_pad)), input_precision=precision)
         s = tl.where((columns < k)[None, :], s, float("-inf"))
         largest, place = tl.max(s, axis=1, return_indices=True, return_indices_tie_break_left=True)
-        code = tl.where(largest > peak, start + place, code)  # of equals the first stays
+        code = tl.where(largest > peak, start + place, code)  # the first of equal logits
         higher = tl.maximum(peak, largest)
         if weigh:
             p = tl.exp(s - higher[:, None])
@@ -91,7 +91,7 @@ def _search(
             total = total * shrink + tl.sum(p, axis=1)
             x = _cold(s, higher[:, None], inverse_tau)
             e = tl.exp(x)
-            sunk = _cold(peak, higher, inverse_tau)  # what every x so far becomes less by
+            sunk = _cold(peak, higher, inverse_tau)  # change of every x so far
             shrink = tl.exp(sunk)
             moment = (moment + sunk * norm) * shrink + tl.sum(e * x, axis=1)
             norm = norm * shrink + tl.sum(e, axis=1)
@@ -118,7 +118,7 @@ def _mean_weights(
     for start in range(0, n, tokens):
         rows = start + tl.arange(0, tokens)
         s = tl.dot(_load(queries, rows, n, d, d_pad), keys_here, input_precision=precision)
-        # Beyond the last token the maximum is ∞ and thus the weight 0.
+        # Beyond the last token the maximum is ∞, so the weight is 0.
         peak = tl.load(peaks + rows, mask=rows < n, other=float("inf"))
         norm = tl.load(norms + rows, mask=rows < n, other=1.0)
         mean += tl.sum(tl.exp(_cold(s, peak[:, None], inverse_tau)) / norm[:, None], axis=0)
@@ -172,7 +172,7 @@ def _grad_queries(
     total = tl.zeros((tokens, d_pad), tl.float32)
     for start in range(first, tl.minimum(first + split_codes, k), width):
         columns = start + tl.arange(0, width)
-        keys_here = _load(keys, columns, k, d, d_pad)  # zeros beyond the last: what is wrong there adds nothing
+        keys_here = _load(keys, columns, k, d, d_pad)  # zeros beyond the last code, which add nothing
         v = _load(values, columns, k, c, c_pad)
         w = tl.load(weights + columns, mask=columns < k, other=0.0)
         ds = _grad_logits(q, keys_here, g, v, peak, inner, scale, own, w, g_sample, inverse_tau, precision)
@@ -215,7 +215,7 @@ def fused_retrieve(
     temperature: float,
     blocks: Blocks = DEFAULT_BLOCKS,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `retrieval.retrieve`: codes, values and both entropies; the entropies are float32."""
+    """`retrieval.retrieve` in kernels: codes, values and both entropies, the latter in float32."""
     found: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] = _FusedRetrieve.apply(
         queries, keys, values, temperature, blocks
     )
@@ -226,7 +226,7 @@ def fused_retrieve(
 def fused_argmax_codes(
     queries: torch.Tensor, keys: torch.Tensor, blocks: Blocks = DEFAULT_BLOCKS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `retrieval.argmax_codes`."""
+    """`retrieval.argmax_codes` in kernels."""
     codes, peak = _Launch(queries, keys, keys, 1.0, blocks).search(weigh=False)
     return codes, peak.to(queries.dtype)
 
@@ -277,13 +277,12 @@ class _Launch:
         self.inverse_tau = 1 / temperature
         self.d = {"d": q.shape[1], "d_pad": _padded(q.shape[1])}
         self.c = {"c": v.shape[1], "c_pad": _padded(v.shape[1])}
-        # TF32 has the eight bits of exponent and ten of mantissa that half-precision numbers need: it loses nothing of
-        # the logits, and tensor cores have it.
+        # TF32 holds half-precision numbers exactly, and runs on tensor cores.
         precision = "ieee" if q.dtype == torch.float32 else "tf32"
         self.size = {"tokens": blocks.tokens, "width": blocks.codes, "precision": precision}
         self.token_blocks = triton.cdiv(self.n, blocks.tokens)
         self.code_blocks = triton.cdiv(self.codes, blocks.codes)
-        # As many splits as fill the GPU, each a whole number of blocks and none of them empty.
+        # Enough splits to fill the GPU, each a whole number of blocks and none empty.
         most = max(1, min(triton.cdiv(_PROGRAMS, self.token_blocks), self.codes // _FEWEST_CODES))
         self.split_codes = triton.cdiv(self.code_blocks, most) * blocks.codes
         self.splits = triton.cdiv(self.codes, self.split_codes)
@@ -298,7 +297,7 @@ class _Launch:
             self.inverse_tau, self.split_codes, **self.d, **self.c, **self.size, weigh=weigh,
         )  # fmt: skip
         peak = peaks.amax(dim=0)
-        codes = codes.gather(0, peaks.argmax(dim=0)[None])[0]  # the first of equals, which `max` would not promise
+        codes = codes.gather(0, peaks.argmax(dim=0)[None])[0]  # the first of equal logits; `max` may give another
         if not weigh:
             return codes, peak
         shrink = (peaks - peak).exp()
@@ -331,7 +330,7 @@ class _Launch:
         return sums.sum(dim=0)
 
     def gradients(self, *per_token_and_code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of queries (N, d) and keys (K, d)."""
+        """Gradients of queries (N, d) and keys (K, d)."""
         *operands, g_sample = per_token_and_code
         common = (self.q, self.k, self.v, *operands)
         shapes = {**self.d, **self.c, **self.size}

@@ -94,7 +94,7 @@ def residual_kmeans(
 def _quantize(
     latents: torch.Tensor, layout: CodeLayout, codebook: torch.Tensor, batch_size: int = 1024
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Residual quantization by nearest neighbour.
+    """Residual quantization by nearest neighbor.
 
     Returns:
         Vectors that were quantized (V, C), their codes (V,), their squared errors (V,).

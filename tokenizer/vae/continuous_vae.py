@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from functools import wraps
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -58,7 +57,7 @@ class ContinuousVAE(StrictModel):
 
     @property
     def spec(self) -> AutoencoderSpec:
-        """What is particular to the class of the autoencoder."""
+        """Properties of the autoencoder's class."""
         return SPECS[type(self.autoencoder).__name__]
 
     @property
@@ -159,16 +158,13 @@ class ContinuousVAE(StrictModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """As `StrictModel.from_pretrained`, with all parameters frozen."""
+        """Load what `save_pretrained` wrote, frozen and in evaluation mode."""
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs).requires_grad_(False)
 
-    # diffusers' pipelines look for its arguments by name
-    @wraps(StrictModel.save_pretrained)
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """As `StrictModel.save_pretrained`; a LoRA must have been merged."""
+    def check_savable(self) -> None:
+        """Refuse to save a LoRA that is not merged."""
         if any(".lora_A." in name for name, _ in self.named_parameters()):
             raise CodaError("a VAE is saved with its LoRA merged: call merge_lora first")
-        super().save_pretrained(save_directory, **kwargs)
 
     def _per_channel(self, key: str, like: torch.Tensor) -> torch.Tensor:
         """Shift or scale from the config, (1, C or 1, 1, 1)."""

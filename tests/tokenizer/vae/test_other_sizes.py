@@ -46,7 +46,7 @@ def test_every_size_that_the_factor_divides_comes_back(small_autoencoder: Callab
 
 
 def test_another_size_is_decoded_as_it_was_quantized(tokenizer: CodaTokenizer) -> None:
-    """As with a quantizer of the same weights made for that size."""
+    # The reference is a quantizer of the same weights made for that size.
     images = torch.rand(2, 3, 48, 20) * 2 - 1
     sides = tokenizer.layout_for(48, 20).sides
     made_for_it = ResidualQuantizer(4, 32, sides, attention_dim=8, norm="rms_norm")
