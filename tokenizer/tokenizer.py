@@ -153,7 +153,7 @@ class CodaTokenizer(nn.Module):
             raise CodaError(f"{folder} is a file; a tokenizer is saved into a directory")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)  # until all is written, this is not a tokenizer
-        self.vae.save_pretrained(folder / "vae")  # type: ignore[call-arg, arg-type]
+        self.vae.save_pretrained(folder / "vae")
         self.quantizer.save_pretrained(folder / "quantizer")
         described = self.describe() | {"fingerprint": fingerprint_of(self.vae, self.quantizer)}
         write_bytes(folder / "README.md", _model_card(described, self.layout).encode())
