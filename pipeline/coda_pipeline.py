@@ -258,7 +258,7 @@ class CodaPipeline(DiffusionPipeline):
         """Images (N, 3, H, W) in [-1, 1], float32, of codes (N, T).
 
         One image at a time: convolutions round differently at another batch size, which would change some pixels by
-        one grey level, and an image must not depend on what else is in the batch.
+        one gray level, and an image must not depend on what else is in the batch.
         """
         quantizer, rows = self._loaded("quantizer"), codes.to(self._execution_device).split(1)
         latents = [quantizer.decode(row) for row in rows]

@@ -1,4 +1,4 @@
-"""What several packages' tests share: where the real photographs are, if they are there at all."""
+"""Shared by the tests of several packages: paths of the real images, seeds, memory measured in a fresh process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton reads it when it is first imported
 
-settings.register_profile("coda", deadline=None)  # a busy machine is slow, and that is no failure
+settings.register_profile("coda", deadline=None)  # a busy machine is slow, which is not a failure
 settings.load_profile("coda")
 
 PEAK = """
@@ -37,9 +37,9 @@ def _one_seed() -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real photographs and a real small VAE, kept outside of the repository."""
+    """Real photos and a real small VAE, kept outside of the repository."""
     if not (SHARED / "data").is_dir():
-        pytest.skip("the shared photographs (../shared/data) are not here")
+        pytest.skip("the shared photos (../shared/data) are not here")
     return SHARED / "data"
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-STOREYS = ["tokenizer", "generator", "benchmarks", "pipeline"]  # each may import those before it
-SOURCES = [path for storey in STOREYS for path in sorted((ROOT / storey).rglob("*.py"))]
+LAYERS = ["tokenizer", "generator", "benchmarks", "pipeline"]  # each may import those before it
+SOURCES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
 
 
 def imported_modules(path: Path) -> list[str]:
@@ -29,12 +29,12 @@ def imported_modules(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_run_one_way(path: Path) -> None:
-    storey = STOREYS.index(path.relative_to(ROOT).parts[0])
+    layer = LAYERS.index(path.relative_to(ROOT).parts[0])
     for name in imported_modules(path):
         parts = name.split(".")
-        assert parts[0] not in STOREYS, f"{name}: a bare name would load every class twice; import coda.{name}"
+        assert parts[0] not in LAYERS, f"{name}: a bare name would load every class twice; import coda.{name}"
         if parts[0] == "coda" and len(parts) > 1:
-            assert STOREYS.index(parts[1]) <= storey, f"{name} is imported upward"
+            assert LAYERS.index(parts[1]) <= layer, f"{name} is imported upward"
 
 
 def test_the_generator_knows_no_vae() -> None:
@@ -63,7 +63,7 @@ def test_importing_the_pipeline_is_quick_and_light() -> None:
 def test_packages_offer_what_they_name() -> None:
     code = f"""
 import importlib
-for name in {STOREYS}:
+for name in {LAYERS}:
     package = importlib.import_module(f"coda.{{name}}")
     print(*(f"{{name}}.{{word}}" for word in package.__all__ if not hasattr(package, word)), end="")
 """

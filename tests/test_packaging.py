@@ -1,4 +1,4 @@
-"""What a user gets from `pip install`: the wheel's content and where its modules live."""
+"""The wheel that `pip install` uses: its content and where its modules live."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `--model`, `--tokenizer` and `--class` mean, for the commands that sample."""
+"""`--model`, `--tokenizer` and `--class`, for the commands that sample."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def sampling_arguments(sampling: SamplingSettings) -> dict[str, Any]:
 
 
 def sampling_record(pipeline: CodaPipeline, model: str, sampling: SamplingSettings) -> dict[str, Any]:
-    """What made an image, for the files beside it: the model, its tokenizer, steps and guidance."""
+    """The record of how an image was made: the model, its tokenizer, steps and guidance."""
     scheduler, given = pipeline.scheduler.config, sampling_arguments(sampling)
     return {
         "model": model,

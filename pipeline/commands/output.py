@@ -1,4 +1,4 @@
-"""What commands leave: directories made in one go, whole or not at all, and the words they end with."""
+"""Output of commands: directories made whole or not at all, and the line that a command ends with."""
 
 from __future__ import annotations
 

@@ -204,10 +204,10 @@ def images() -> torch.Tensor:
 
 @pytest.fixture
 def odd_items() -> dict[str, tuple[bytes, Image.Image | str]]:
-    """Files as one finds them, in the order of their names: what is in them, and the picture or what is wrong."""
+    """Files as one finds them, in the order of their names: what is in them, and the image or what is wrong."""
     noise = np.random.default_rng(0)
 
-    def picture() -> Image.Image:
+    def random_image() -> Image.Image:
         return Image.fromarray(noise.integers(256, size=(20, 16, 3), dtype=np.uint8))
 
     def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -219,29 +219,29 @@ def odd_items() -> dict[str, tuple[bytes, Image.Image | str]]:
         return Image.open(io.BytesIO(content))
 
     deep = noise.integers(65536, size=(20, 16)).astype(np.uint16)
-    see_through = picture().quantize(16)
+    see_through = random_image().quantize(16)
     holes = np.asarray(see_through) == 3
     over_white = np.array(see_through.convert("RGB"))
     over_white[holes] = 255
     turned = Image.Exif()
     turned[0x0112] = 6
-    rotated = saved(picture(), "JPEG", exif=turned)
-    animated = saved(picture(), "GIF", save_all=True, append_images=[picture()])
-    cmyk = picture().convert("CMYK")
-    plain = [picture() for _ in range(10)]
+    rotated = saved(random_image(), "JPEG", exif=turned)
+    animated = saved(random_image(), "GIF", save_all=True, append_images=[random_image()])
+    cmyk = random_image().convert("CMYK")
+    plain = [random_image() for _ in range(10)]
     found: list[tuple[str, bytes, Image.Image | str]] = [
         ("plain.png", saved(plain[0]), plain[0]),
-        ("truncated.jpg", saved(picture(), "JPEG")[:-60], "truncated"),
+        ("truncated.jpg", saved(random_image(), "JPEG")[:-60], "truncated"),
         ("named-otherwise.JPEG", saved(plain[1]), plain[1]),
         ("zero-bytes.jpg", b"", "is empty"),
         ("cmyk.tif", saved(cmyk, "TIFF"), cmyk.convert("RGB")),
         ("sixteen-bits.png", saved(Image.fromarray(deep)), Image.fromarray(np.round(deep / 257).astype(np.uint8))),
         ("palette.png", saved(see_through, transparency=3), Image.fromarray(over_white)),
         ("bomb.png", _bomb(), "pixels"),
-        ("text.jpg", b"I am no picture at all. " * 9, "is not an image of a known format"),
+        ("text.jpg", b"I am no image at all. " * 9, "is not an image of a known format"),
         ("rotated.jpg", rotated, ImageOps.exif_transpose(read(rotated))),
         ("animated.gif", animated, read(animated).convert("RGB")),
-        ("cut.png", saved(picture())[:-80], "cannot be decoded"),
+        ("cut.png", saved(random_image())[:-80], "cannot be decoded"),
         *((f"plain-{i}.png", saved(image), image) for i, image in enumerate(plain[2:], 1)),
     ]
     return {f"{i:02d}-{name}": (content, inside) for i, (name, content, inside) in enumerate(found)}

@@ -25,7 +25,7 @@ OddItems = dict[str, tuple[bytes, Image.Image | str]]
 
 @pytest.fixture
 def expected(tokenizer: CodaTokenizer, odd_items: OddItems, tmp_path: Path) -> CodeCache:
-    """The codes of the good ones, each given as the plain picture that it shows."""
+    """The codes of the good ones, each given as the plain image that it shows."""
     (tmp_path / "plain").mkdir()
     for name, (_, inside) in odd_items.items():
         if isinstance(inside, Image.Image):

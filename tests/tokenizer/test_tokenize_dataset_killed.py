@@ -38,7 +38,7 @@ def tokenize(
     """Makes a cache of 20 items, five of them bad, and saves the open shard after every batch."""
     monkeypatch.setattr(writer, "_PENDING_SECONDS", 0)
     monkeypatch.setattr(writer, "_PENDING_SHARE", float("inf"))
-    data = tmp_path / "photographs"
+    data = tmp_path / "photos"
     data.mkdir()
     for name, (image, _) in odd_items.items():
         (data / name).write_bytes(image)

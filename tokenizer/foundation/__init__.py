@@ -1,1 +1,1 @@
-"""What every room stands on: errors, settings, atomic file output, seeding, progress, processes."""
+"""The foundation of all rooms: errors, settings, atomic file output, seeding, progress, processes."""

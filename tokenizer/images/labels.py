@@ -1,4 +1,4 @@
-"""What labels mean: ImageNet's classes where the data name them, else the data's own."""
+"""Meaning of labels: ImageNet's classes if the data names them, else the data's own."""
 
 from __future__ import annotations
 

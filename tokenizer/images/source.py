@@ -1,4 +1,4 @@
-"""What every source of images offers: encoded images in a fixed order, each with a key and a label."""
+"""Base of all image sources: encoded images in a fixed order, each with a key and a label."""
 
 from __future__ import annotations
 

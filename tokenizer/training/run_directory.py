@@ -115,7 +115,7 @@ class RunDirectory:
         return complete
 
     def _compare(self) -> tuple[str | None, bool]:
-        """What keeps the run found here from being this one, if anything, and whether it is complete."""
+        """The reason why the run found here is not this one, or None; and whether it is complete."""
         found = read_mark(self._manifest)
         kind, complete, settings = (found.get(name) for name in ("kind", "complete", "settings"))
         if not (str(kind).endswith(_KINDS) and isinstance(complete, bool) and isinstance(settings, dict)):

@@ -23,9 +23,9 @@ def tokenizer(small_vae: ContinuousVAE) -> CodaTokenizer:
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    """Three pictures, each larger than its codes' size."""
-    folder = tmp_path / "photographs"
+def photos(tmp_path: Path) -> Path:
+    """Three images, each larger than its codes' size."""
+    folder = tmp_path / "photos"
     folder.mkdir()
     noise = np.random.default_rng(0)
     for i in range(3):
@@ -48,14 +48,12 @@ def test_llamagen_crops_out_of_a_picture_a_tenth_larger() -> None:
     assert size_for(VARIANTS, (256, 256)) == (256, 256)
 
 
-def test_ten_crops_are_encoded_from_the_cropped_pixels(
-    tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path
-) -> None:
-    cache = CodeCache(tokenize(tokenizer, photographs, tmp_path / "cache", ten_crop=True, batch_size=2).path)
+def test_ten_crops_are_encoded_from_the_cropped_pixels(tokenizer: CodaTokenizer, photos: Path, tmp_path: Path) -> None:
+    cache = CodeCache(tokenize(tokenizer, photos, tmp_path / "cache", ten_crop=True, batch_size=2).path)
     assert cache.manifest["variants"] == list(TEN_CROP) and len(cache) == 30 and cache.num_images == 3
     assert cache.manifest["preprocessing"]["crop"] == "ten of a center crop of 44x44"
     assert cache.manifest["preprocessing"]["size"] == [40, 40]
-    for number, file in enumerate(sorted(photographs.iterdir())):
+    for number, file in enumerate(sorted(photos.iterdir())):
         larger = to_unit(decode_image(file.read_bytes(), 44))
         bottom_right = larger[:, 4:, 4:]
         middle_of_mirrored = larger.flip(-1)[:, 2:42, 2:42]
@@ -63,8 +61,8 @@ def test_ten_crops_are_encoded_from_the_cropped_pixels(
             assert torch.equal(cache[10 * number + variant][0], tokenizer.encode(pixels[None])[0])
 
 
-def test_mirrored_and_ten_crops_exclude_each_other(tokenizer: CodaTokenizer, photographs: Path, tmp_path: Path) -> None:
+def test_mirrored_and_ten_crops_exclude_each_other(tokenizer: CodaTokenizer, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(CodaError, match="half of the ten crops are mirrored already"):
-        tokenize(tokenizer, photographs, tmp_path / "cache", flip=True, ten_crop=True)
+        tokenize(tokenizer, photos, tmp_path / "cache", flip=True, ten_crop=True)
     assert not (tmp_path / "cache").exists()
     assert variant_names(flip=False, ten_crop=False) == ("original",)

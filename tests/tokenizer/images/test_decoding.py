@@ -16,7 +16,7 @@ from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images import BrokenImage, decode_image, to_pil, to_uint8, to_unit
 
 
-def picture(height: int = 24, width: int = 36) -> Image.Image:
+def random_image(height: int = 24, width: int = 36) -> Image.Image:
     """Smooth colors that differ in every corner: compression keeps them, and turning or mirroring shows."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     return Image.fromarray(np.stack([255 * x, 255 * y, 255 * (1 - x) * (1 - y)], axis=-1).astype(np.uint8))
@@ -53,7 +53,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_every_format_and_color_mode_becomes_rgb(
     mode: str, format: str, options: dict[str, Any], tolerance: float
 ) -> None:
-    image = picture().convert(mode)
+    image = random_image().convert(mode)
     assert distance(decode_image(encoded(image, format, **options)), pixels(image)) <= tolerance
 
 
@@ -66,11 +66,11 @@ def test_sixteen_bit_gray_keeps_its_shades() -> None:
 
 
 def test_transparency_becomes_white() -> None:
-    image = picture().convert("RGBA")
+    image = random_image().convert("RGBA")
     image.putalpha(Image.fromarray(np.tile(np.array([0, 255], np.uint8).repeat(18), (24, 1))))
     found = decode_image(encoded(image))
     assert (found[:, :, :18] == 255).all()
-    assert torch.equal(found[:, :, 18:], pixels(picture())[:, :, 18:])
+    assert torch.equal(found[:, :, 18:], pixels(random_image())[:, :, 18:])
     palette = Image.new("P", (8, 8), 1)
     palette.putpalette([255, 0, 0, 0, 0, 255])
     assert decode_image(encoded(palette, transparency=1)).unique().tolist() == [255]
@@ -83,7 +83,7 @@ def test_transparency_becomes_white() -> None:
 def test_images_are_turned_as_their_camera_was(orientation: int, mode: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    content = encoded(picture().convert(mode), "JPEG", quality=95, exif=exif)
+    content = encoded(random_image().convert(mode), "JPEG", quality=95, exif=exif)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
     assert torch.equal(decode_image(content), pixels(upright))
 
@@ -99,7 +99,7 @@ def bomb(side: int) -> bytes:
 
 def test_images_of_too_many_pixels_are_refused_but_for_a_jpeg_that_is_made_smaller() -> None:
     png, jpeg, progressive = (
-        encoded(picture(400, 600), format, **options)
+        encoded(random_image(400, 600), format, **options)
         for format, options in (("PNG", {}), ("JPEG", {"quality": 95}), ("JPEG", {"progressive": True}))
     )
     for content, size in [(png, 64), (jpeg, None), (jpeg, 256), (progressive, 64)]:
@@ -126,11 +126,11 @@ def test_the_memory_of_a_large_image_is_little_more_than_that_of_its_pixels(
         (b"", "is empty"),
         (b"hello, I am a text" * 10, "is not an image of a known format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image of a known format"),
-        (encoded(picture(), "JPEG")[:400], "(?i)truncated"),
-        (encoded(picture(), "JPEG")[:-80], "truncated"),
-        (encoded(picture(), "PNG")[:-60], "cannot be decoded"),
-        (encoded(picture(), "WEBP")[:-60], "cannot be decoded"),
-        (encoded(picture(), "GIF")[:-60], "cannot be decoded|truncated"),
+        (encoded(random_image(), "JPEG")[:400], "(?i)truncated"),
+        (encoded(random_image(), "JPEG")[:-80], "truncated"),
+        (encoded(random_image(), "PNG")[:-60], "cannot be decoded"),
+        (encoded(random_image(), "WEBP")[:-60], "cannot be decoded"),
+        (encoded(random_image(), "GIF")[:-60], "cannot be decoded|truncated"),
         (bomb(9_000), "has 9000 x 9000 pixels; --max-pixels"),
         (bomb(40_000), "more pixels than any"),
         (encoded(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF"), "unknown range"),
@@ -143,7 +143,7 @@ def test_unreadable_content_is_named_with_the_reason(content: bytes, reason: str
 
 
 def test_damaged_content_is_read_or_refused() -> None:
-    content = encoded(picture(), "JPEG")
+    content = encoded(random_image(), "JPEG")
     random = np.random.default_rng(0)
     broken = 0
     for _ in range(200):
@@ -169,22 +169,22 @@ def adm_center_crop(image: Image.Image, size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("height", "width"), [(24, 36), (91, 40), (16, 16), (17, 99), (32, 32), (9, 13), (130, 131)])
 def test_the_center_crop_is_that_of_the_literature(height: int, width: int) -> None:
-    image = picture(height, width)
+    image = random_image(height, width)
     assert torch.equal(decode_image(encoded(image), 16), adm_center_crop(image, 16))
 
 
 def test_an_image_of_the_right_size_is_not_resampled() -> None:
-    assert torch.equal(decode_image(encoded(picture()), (24, 36)), pixels(picture()))
+    assert torch.equal(decode_image(encoded(random_image()), (24, 36)), pixels(random_image()))
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
-        found = decode_image(encoded(picture()), (24, 36), crop="random", generator=generator)
-        assert torch.equal(found, pixels(picture()))
+        found = decode_image(encoded(random_image()), (24, 36), crop="random", generator=generator)
+        assert torch.equal(found, pixels(random_image()))
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 20), (20, 8), (24, 30), (50, 13)])
 def test_sizes_need_not_be_square(height: int, width: int) -> None:
     for crop in ("center", "random"):
-        assert decode_image(encoded(picture()), (height, width), crop).shape == (3, height, width)
+        assert decode_image(encoded(random_image()), (height, width), crop).shape == (3, height, width)
 
 
 def test_an_image_too_narrow_to_be_resized_is_named() -> None:
@@ -193,30 +193,30 @@ def test_an_image_too_narrow_to_be_resized_is_named() -> None:
 
 
 def test_random_crops_reach_every_place_and_are_a_function_of_the_generator() -> None:
-    content = encoded(picture(18, 36))
+    content = encoded(random_image(18, 36))
     crops = [decode_image(content, 16, "random", generator=torch.Generator().manual_seed(seed)) for seed in range(64)]
     again = [decode_image(content, 16, "random", generator=torch.Generator().manual_seed(seed)) for seed in range(64)]
     assert all(map(torch.equal, crops, again))
     lefts = {int(crop[0, 0, 0]) for crop in crops}  # red grows from left to right, 255 / 35 per pixel
     assert min(lefts) == 0 and max(lefts) > 240 * 20 / 36 and len(lefts) > 10
-    whole = pixels(picture(18, 36))
+    whole = pixels(random_image(18, 36))
     assert all((whole.unfold(1, 16, 1).unfold(2, 16, 1) == crop[:, None, None]).all((0, 3, 4)).any() for crop in crops)
 
 
 def test_a_large_image_is_scaled_down_before_a_random_crop() -> None:
-    found = decode_image(encoded(picture(160, 160)), 16, "random", generator=torch.Generator().manual_seed(0))
+    found = decode_image(encoded(random_image(160, 160)), 16, "random", generator=torch.Generator().manual_seed(0))
     assert int(found[0].max()) - int(found[0].min()) > 200  # 16 of 18 columns: nearly the whole width
 
 
 def test_mirroring_happens_half_of_the_time() -> None:
-    content = encoded(picture(16, 16))
+    content = encoded(random_image(16, 16))
     found = [decode_image(content, 16, flip=True, generator=torch.Generator().manual_seed(i)) for i in range(200)]
-    assert 70 < sum(torch.equal(image, pixels(picture(16, 16)).flip(-1)) for image in found) < 130
+    assert 70 < sum(torch.equal(image, pixels(random_image(16, 16)).flip(-1)) for image in found) < 130
 
 
 def test_an_unknown_crop_is_an_error() -> None:
     with pytest.raises(CodaError, match="center or random"):
-        decode_image(encoded(picture()), 16, "middle")
+        decode_image(encoded(random_image()), 16, "middle")
 
 
 def test_uint8_and_unit_range_convert_without_loss() -> None:

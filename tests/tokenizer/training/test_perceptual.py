@@ -17,17 +17,17 @@ def features() -> LiteFeatures:
 
 
 @pytest.fixture(scope="module")
-def photographs(shared_data: Path) -> torch.Tensor:
+def photos(shared_data: Path) -> torch.Tensor:
     source = open_images(shared_data / "imagenet-sample-256")
     return torch.stack([to_unit(decode_image(source.read(i), 256)) for i in range(0, 800, 50)])
 
 
-def test_photographs_are_recognized(features: LiteFeatures, shared_data: Path, photographs: torch.Tensor) -> None:
+def test_photos_are_recognized(features: LiteFeatures, shared_data: Path, photos: torch.Tensor) -> None:
     source = open_images(shared_data / "imagenet-sample-256")
     labels = torch.tensor([source.label(i) for i in range(0, 800, 50)])
     assert source.num_classes == len(imagenet_classes())
     with torch.no_grad():
-        top5 = features.logits(photographs).topk(5).indices
+        top5 = features.logits(photos).topk(5).indices
     assert (top5 == labels[:, None]).any(dim=1).float().mean() > 0.7
 
 
@@ -45,8 +45,8 @@ def test_maps_halve_and_pooled_features_have_their_width(features: LiteFeatures)
     assert features.logits(images).shape == (2, 1000)
 
 
-def test_the_loss_ranks_distortions(features: LiteFeatures, photographs: torch.Tensor) -> None:
-    images = F.interpolate(photographs[:4], size=64, mode="area")
+def test_the_loss_ranks_distortions(features: LiteFeatures, photos: torch.Tensor) -> None:
+    images = F.interpolate(photos[:4], size=64, mode="area")
     small = F.interpolate(F.interpolate(images, size=32, mode="area"), size=64, mode="bicubic")
     smaller = F.interpolate(F.interpolate(images, size=12, mode="area"), size=64, mode="bicubic")
     distances = [float(perceptual_loss(features, other, images)) for other in (images, small, smaller)]
