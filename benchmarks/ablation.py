@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,18 @@ from coda.tokenizer import CodeLayout, adapt, default_sides, load_vae
 from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import log_info
-from coda.tokenizer.images import ImageSource
+from coda.tokenizer.images import ImageSource, open_images
 from coda.tokenizer.layout import Grid
 from coda.tokenizer.settings import AdaptSettings, RunOptions
 from coda.tokenizer.training.run_directory import RunDirectory
 
-from .features.extractors import FeatureExtractor, FigureNames, load_extractor, require_torch_fidelity
+from .features.extractors import FigureNames, load_extractor, require_torch_fidelity
 from .image_sets.image_set import open_image_set
 from .reconstruction import reconstruction_metrics
 from .reports.plots import Plot
 from .reports.provenance import describe_run, model_identity
 from .reports.report import Cell, Figure, Report, Table
+from .settings import AblationSettings, ReconstructionSettings
 
 
 @dataclass(frozen=True)
@@ -82,20 +83,8 @@ def ablation(
     data: str | Path | ImageSource,
     test_data: str | Path | ImageSource | None = None,
     out: str | Path = "runs/ablation",
-    size: int = 256,
-    sides: Sequence[Grid | int] | None = None,
-    codebook_size: int = 4096,
-    levels: Sequence[int] | None = None,
-    steps: int = 200,
-    batch_size: int = 8,
-    lora_rank: int = 32,
-    limit: int | None = None,
-    workers: int = 0,
-    extractor: str | FeatureExtractor = "auto",
-    seed: int = 0,
-    device: str = "auto",
-    overwrite: bool = False,
-    strict: bool = False,
+    settings: AblationSettings = AblationSettings(),
+    run: RunOptions = RunOptions(),
 ) -> Report:
     """Adapt one VAE in several ways and measure each. Rerun the same call to resume; finished rungs are kept.
 
@@ -104,20 +93,8 @@ def ablation(
         data: Images to adapt on.
         test_data: Images to measure on; None measures on `data`, and the report says so.
         out: Directory of the report; each rung's tokenizer and figures are under `rungs/`.
-        size: Image size in pixels.
-        sides: Grids of the levels; None takes `default_sides`.
-        codebook_size: K.
-        levels: Numbers of levels of the sweep; None takes 1, 2, 4, … and all. Empty skips the sweep.
-        steps: Training steps of the rungs that train.
-        batch_size: Images per batch.
-        lora_rank: LoRA rank of the last rung.
-        limit: Measure on at most this many images, drawn by `seed`.
-        workers: Processes that decode.
-        extractor: "auto", "inception", "efficientnet_lite0", or a `FeatureExtractor`.
-        seed: Seed for all randomness.
-        device: "auto", "cpu" or "cuda".
-        overwrite: Replace what `out` holds.
-        strict: Raise an error for an image that cannot be read, instead of skipping it.
+        settings: What is trained and measured. Empty `levels` skip the sweep.
+        run: Device, precision of the training, and workers.
 
     Returns:
         The report: one row per rung, and `report["direct VQ"]`, … the Fréchet distances.
@@ -126,55 +103,56 @@ def ablation(
         CodaError: If `out` holds something else, the size does not fit the VAE, or images cannot be opened.
     """
     require_torch_fidelity()
-    network = load_extractor(extractor, resolve_device(device))
+    network = load_extractor(settings.extractor, resolve_device(run.device))
+    settings = replace(settings, extractor=network)
     continuous = load_vae(vae)
-    grid, rest = divmod(size, continuous.factor)
+    grid, rest = divmod(settings.size, continuous.factor)
     if rest:
-        raise CodaError(f"size {size} is not a multiple of the VAE's factor {continuous.factor}")
-    all_sides = CodeLayout(sides or default_sides(grid, grid), codebook_size).sides
-    rungs, sweep = ladder(all_sides, steps, lora_rank), level_sweep(all_sides, levels)
-    settings = {
+        raise CodaError(f"size {settings.size} is not a multiple of the VAE's factor {continuous.factor}")
+    sides = CodeLayout(settings.sides or default_sides(grid, grid), settings.codebook_size).sides
+    rungs, sweep = ladder(sides, settings.steps, settings.lora_rank), level_sweep(sides, settings.levels)
+
+    def describe(images: str | Path | ImageSource) -> dict[str, Any]:
+        return open_image_set(images, settings.size, None, settings).description
+
+    record = {
         "vae": model_identity(continuous),
-        "data": open_image_set(data, size).description,
-        "test_data": None if test_data is None else open_image_set(test_data, size).description,
+        "data": describe(data),
+        "test_data": None if test_data is None else describe(test_data),
         "rungs": {name: asdict(recipe) for name, recipe in rungs.items()},
         "sweep": {name: asdict(recipe) for name, recipe in sweep.items()},
-        "codebook_size": codebook_size,
-        "batch_size": batch_size,
-        "limit": limit,
+        **{name: getattr(settings, name) for name in ("codebook_size", "batch_size", "limit", "seed")},
         "extractor": network.name,
-        "seed": seed,
     }
-    run = RunDirectory(out, "ablation benchmark", settings, overwrite)
-    if run.complete:
+    directory = RunDirectory(out, "ablation benchmark", record, run.overwrite)
+    if directory.complete:
         return Report.load(out)
-    shared: dict[str, Any] = {"size": size, "batch_size": batch_size, "workers": workers, "strict": strict}
-    shared |= {"seed": seed, "device": device}
+    run = replace(run, overwrite=False)  # finished rungs are kept
+    source = open_images(data, settings.max_pixels, settings.num_classes)
     measured: dict[Recipe, Report] = {}
     recipes = list(dict.fromkeys([*rungs.values(), *sweep.values()]))
     for number, recipe in enumerate(recipes, 1):
-        folder = run.path / "rungs" / _folder_name(recipe)
+        folder = directory.path / "rungs" / _folder_name(recipe)
         log_info(f"Rung {number} of {len(recipes)}: {_folder_name(recipe)}")
-        adapt_settings = AdaptSettings.from_mapping({**shared, **asdict(recipe), "codebook_size": codebook_size})
-        made = adapt(vae, data, folder / "tokenizer", adapt_settings, RunOptions.from_mapping(shared))
+        adapt_settings = AdaptSettings.from_mapping({**vars(settings), **asdict(recipe)})
+        made = adapt(vae, source, folder / "tokenizer", adapt_settings, run)
         measured[recipe] = reconstruction_metrics(
             made,
             data if test_data is None else test_data,
             folder / "figures",
-            limit=limit,
+            ReconstructionSettings.from_mapping(vars(settings)),
+            run,
             continuous=continuous if number == 1 else None,  # it is the same for all
-            extractor=network,
-            **shared,
         )
     first = measured[recipes[0]]
     provenance = {
-        **settings,
+        **record,
         **{key: first.provenance[key] for key in ("reference", "self_check", "extractor", "rounding")},
         **describe_run(network.device),
     }
     warnings = [] if test_data is not None else ["Measured on the images that the tokenizers were adapted on."]
     report = _report(rungs, sweep, measured, network.figure_names, provenance, warnings + first.warnings)
-    run.finish(report.save)
+    directory.finish(report.save)
     return report
 
 

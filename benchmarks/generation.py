@@ -13,16 +13,18 @@ from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.seeding import step_generator
 from coda.tokenizer.images import ImageSource
+from coda.tokenizer.settings import RunOptions
 from coda.tokenizer.training.run_directory import RunDirectory
 
 from .class_matching import class_warnings, match_classes
-from .comparison import compare, extract_features, sample_size_warnings
+from .comparison import ExtractedFeatures, compare, extract_features, sample_size_warnings
 from .features.extractors import FeatureExtractor, load_extractor, require_torch_fidelity
 from .image_sets.adm_npz import write_npz
-from .image_sets.image_set import ROUNDING, ImageSet, NpzSet, Size, SourceSet, open_image_set
+from .image_sets.image_set import ROUNDING, ImageSet, NpzSet, SourceSet, open_image_set
 from .image_sets.sample_store import Sampler, SampleStore
 from .reports.provenance import describe_run, model_identity
 from .reports.report import Report
+from .settings import GenerationSettings
 
 STANDARD_COUNT = 50_000  # samples of a published figure (ADM)
 
@@ -31,47 +33,28 @@ def generation_metrics(
     samples: Sampler | str | Path | ImageSource,
     reference: str | Path | ImageSource,
     out: str | Path = "runs/generation-metrics",
-    num_images: int | None = None,
+    settings: GenerationSettings = GenerationSettings(),
+    run: RunOptions = RunOptions(),
     classes: Sequence[int] | None = None,
     class_names: Mapping[int, str] | Sequence[str] | None = None,
-    balance: str = "uniform",
-    size: Size | None = None,
-    batch_size: int = 32,
-    workers: int = 0,
-    extractor: str | FeatureExtractor = "auto",
     sampling: Mapping[str, Any] | None = None,
-    export_npz: bool = False,
-    seed: int = 0,
-    device: str | torch.device = "auto",
-    overwrite: bool = False,
-    strict: bool = False,
 ) -> Report:
     """Measure samples against a reference set, and write the report. Rerun the same call to resume an interrupted run.
 
     Args:
         samples: A callable (class indices, seeds) -> images (B, 3, H, W), float in [-1, 1] or uint8, where each image
             depends on its class and seed alone; or existing samples: a folder that `coda sample` made, anything that
-            `open_images` takes, or an `.npz` with `arr_0`.
+            `open_images` takes, or an `.npz` with `arr_0`. Samples are not resized.
         reference: Images: anything that `open_images` takes, or an `.npz`. Inception statistics in an `.npz` (ADM's:
             `mu`, `sigma`, `mu_s`, `sigma_s`) are used if the extractor is Inception.
         out: Directory of the report.
-        num_images: Number of samples; None takes all there are, or 50,000 from a callable.
+        settings: What is measured.
+        run: Device of the extractor, and workers.
         classes: Class indices to sample from a callable; None takes those of the reference's labels.
         class_names: Names or WordNet ids of the callable's classes, by index, to match them with the reference's. None
             takes the reference's labels as class indices.
-        balance: "uniform" for the classes in turns, "drawn" for a random class per sample.
-        size: Center crop of the reference in pixels, one number or (height, width); None takes the samples' size.
-            Samples are not resized.
-        batch_size: Images per batch.
-        workers: Processes that decode.
-        extractor: "auto", "inception", "efficientnet_lite0", or a `FeatureExtractor`.
         sampling: How the samples were made (guidance, steps, model fingerprint, …), for the report. An interrupted run
             of a callable is resumed if this is equal.
-        export_npz: Also write `samples.npz` for ADM's evaluator.
-        seed: Sample i has seed + i; also the seed for drawn classes, the draw of `num_images` and KID's subsets.
-        device: Device of the extractor: "auto", "cpu" or "cuda".
-        overwrite: Replace what `out` holds.
-        strict: Raise an error for an image that cannot be read, instead of skipping it.
 
     Returns:
         The report: `report["fd_efficientnet_lite0"]` (or "fid"), …
@@ -81,60 +64,72 @@ def generation_metrics(
             extractor's weights are missing.
     """
     require_torch_fidelity()
-    device = resolve_device(device)
-    network = load_extractor(extractor, device)
-    references = open_image_set(reference, size, None, seed, workers, strict, network.name == "inception")
-    settings = {
+    device = resolve_device(run.device)
+    network = load_extractor(settings.extractor, device)
+    references = open_image_set(reference, settings.size, None, settings, run, network.name == "inception")
+    seed, num_images, balance = settings.seed, settings.num_images, settings.balance
+    record = {
         "reference": references.description,
-        "wanted": {"num_images": num_images, "balance": balance, "seed": seed, "size": size},
+        "wanted": {"num_images": num_images, "balance": balance, "seed": seed, "size": settings.size},
         "extractor": network.name,
-        "export_npz": export_npz,
+        "export_npz": settings.export_npz,
     }
     images: ImageSet
     if callable(samples):
         chosen, how, warnings = _choose_classes_to_sample(classes, class_names, references)
         labels = choose_classes(chosen, STANDARD_COUNT if num_images is None else num_images, balance, seed)
-        settings |= {"samples": dict(sampling) if sampling else model_identity(samples), "classes": chosen}
-        run = RunDirectory(out, "generation benchmark", settings, overwrite)
+        record |= {"samples": dict(sampling) if sampling else model_identity(samples), "classes": chosen}
+        directory = RunDirectory(out, "generation benchmark", record, run.overwrite)
         seeds = range(seed, seed + len(labels))
-        images = SampleStore(run.path / "samples", labels, seeds, f"{balance}; classes {how}")
-        if not run.complete:
-            images.fill(samples, batch_size)
+        images = SampleStore(directory.path / "samples", labels, seeds, f"{balance}; classes {how}")
+        if not directory.complete:
+            images.fill(samples, settings.batch_size)
     else:
-        images = open_image_set(samples, None, num_images, seed, workers, strict)
+        images = open_image_set(samples, None, num_images, settings, run)
         warnings = class_warnings(_class_names_of(images), _class_names_of(references))
-        run = RunDirectory(out, "generation benchmark", settings | {"samples": images.description}, overwrite)
-    if run.complete:
+        directory = RunDirectory(out, "generation benchmark", record | {"samples": images.description}, run.overwrite)
+    if directory.complete:
         return Report.load(out)
-    generated = extract_features(images, network, batch_size, "Features of samples", with_logits=True)
-    if size is None:
+    generated = extract_features(images, network, settings.batch_size, "Features of samples", with_logits=True)
+    report = _report(generated, references, network, settings, warnings)
+    report.provenance.update(describe_run(device))
+    report.provenance["sampling"] = dict(sampling or {"guidance": "not given", "steps": "not given"})
+    report.provenance["rounding"] = ROUNDING if callable(samples) else "none: the samples were uint8 already"
+
+    def write(folder: Path) -> None:
+        if settings.export_npz:
+            known = generated.labels if min(generated.labels) >= 0 else None
+            batches = (pixels for pixels, _ in images.batches(settings.batch_size))
+            write_npz(folder / "samples.npz", batches, len(generated.labels), known)
+        report.save(folder)
+
+    directory.finish(write)
+    shutil.rmtree(directory.path / "samples", ignore_errors=True)
+    return report
+
+
+def _report(
+    generated: ExtractedFeatures,
+    references: SourceSet | NpzSet,
+    network: FeatureExtractor,
+    settings: GenerationSettings,
+    warnings: list[str],
+) -> Report:
+    """All figures of the samples against the reference."""
+    if settings.size is None:
         references.crop_to(generated.size)
-    real = extract_features(references, network, batch_size, "Features of the reference")
-    compared = compare(generated.features, real.features, references, network, seed)
+    real = extract_features(references, network, settings.batch_size, "Features of the reference")
+    compared = compare(generated.features, real.features, references, network, settings.seed)
     warnings += sample_size_warnings(compared.smallest, compared.dimensions, network.figure_names.distance)
     provenance = {
         "extractor": network.description,
         "self_check": f"{compared.self_check:.3g} (the reference against itself)",
         "samples": generated.description,
         "reference": real.description,
-        "sampling": dict(sampling or {"guidance": "not given", "steps": "not given"}),
-        "rounding": ROUNDING if callable(samples) else "none: the samples were uint8 already",
-        "seed": seed,
-        "batch_size": batch_size,
-        **describe_run(device),
+        "seed": settings.seed,
+        "batch_size": settings.batch_size,
     }
-    report = Report("Generation", compared.figures, provenance, warnings=warnings)
-
-    def write(folder: Path) -> None:
-        if export_npz:
-            known = generated.labels if min(generated.labels) >= 0 else None
-            batches = (pixels for pixels, _ in images.batches(batch_size))
-            write_npz(folder / "samples.npz", batches, len(generated.labels), known)
-        report.save(folder)
-
-    run.finish(write)
-    shutil.rmtree(run.path / "samples", ignore_errors=True)
-    return report
+    return Report("Generation", compared.figures, provenance, warnings=warnings)
 
 
 def _choose_classes_to_sample(
@@ -164,17 +159,14 @@ def choose_classes(classes: Sequence[int], count: int, balance: str, seed: int) 
         seed: Seed for the draw.
 
     Raises:
-        CodaError: If there are no classes, fewer than two samples, or `balance` is unknown.
+        CodaError: If there are no classes, or fewer than two samples.
     """
     if not classes or count < 2:
         raise CodaError(f"{count} samples of {len(classes)} classes: at least two samples and one class are needed")
-    match balance:
-        case "uniform":
-            return [int(classes[i % len(classes)]) for i in range(count)]
-        case "drawn":
-            drawn = torch.randint(len(classes), (count,), generator=step_generator(seed, 0, "classes"))
-            return [int(classes[i]) for i in drawn.tolist()]
-    raise CodaError(f"unknown balance {balance!r}; choose uniform or drawn")
+    if balance == "uniform":
+        return [int(classes[i % len(classes)]) for i in range(count)]
+    drawn = torch.randint(len(classes), (count,), generator=step_generator(seed, 0, "classes"))
+    return [int(classes[i]) for i in drawn.tolist()]
 
 
 def _class_names_of(images: SourceSet | NpzSet) -> list[str]:

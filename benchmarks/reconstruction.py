@@ -14,15 +14,17 @@ from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.images import ImageSource, to_uint8, to_unit
 from coda.tokenizer.images.psnr_ssim import psnr, ssim
+from coda.tokenizer.settings import RunOptions
 from coda.tokenizer.training.run_directory import RunDirectory
 
 from .comparison import extract_features, sample_size_warnings
 from .features.distances import FeatureSet, Statistics, frechet_distance, kernel_distance
 from .features.extractors import FeatureExtractor, load_extractor, require_torch_fidelity
-from .image_sets.image_set import ROUNDING, Size, open_image_set
+from .image_sets.image_set import ROUNDING, open_image_set
 from .reports.plots import Plot
 from .reports.provenance import describe_run, model_identity
 from .reports.report import Figure, Report, Table
+from .settings import ReconstructionSettings
 from .usage import CodeUsage, LevelUsage
 
 Reconstruct = Callable[[torch.Tensor], torch.Tensor]
@@ -63,16 +65,9 @@ def reconstruction_metrics(
     tokenizer: Any,
     data: str | Path | ImageSource,
     out: str | Path = "runs/reconstruction-metrics",
-    size: Size | None = None,
-    batch_size: int = 32,
-    workers: int = 0,
-    limit: int | None = None,
+    settings: ReconstructionSettings = ReconstructionSettings(),
+    run: RunOptions = RunOptions(),
     continuous: Any = None,
-    extractor: str | FeatureExtractor = "auto",
-    seed: int = 0,
-    device: str | torch.device = "auto",
-    overwrite: bool = False,
-    strict: bool = False,
 ) -> Report:
     """Measure reconstructions of images, and write the report.
 
@@ -81,18 +76,10 @@ def reconstruction_metrics(
             `layout`, to report the usage); or a callable images → images. Images are (B, 3, H, W) in [-1, 1].
         data: Images: anything that `open_images` takes.
         out: Directory of the report.
-        size: Center crop in pixels, one number or (height, width); None takes the tokenizer's own size, or the images
-            as they are if it has none.
-        batch_size: Images per batch.
-        workers: Processes that decode.
-        limit: Measure at most this many images, drawn by `seed`.
+        settings: What is measured. Without a size, the images are as they are if the tokenizer has none either.
+        run: Device, to which models that are modules are moved, and workers.
         continuous: The continuous VAE, with `encode` and `decode`, or a callable images → images, to measure its own
             reconstructions as well.
-        extractor: "auto", "inception", "efficientnet_lite0", or a `FeatureExtractor`.
-        seed: Seed for the draw and for KID's subsets.
-        device: "auto", "cpu" or "cuda"; models that are modules are moved there.
-        overwrite: Replace what `out` holds.
-        strict: Raise an error for an image that cannot be read, instead of skipping it.
 
     Returns:
         The report: `report["psnr"]`, `report["fd_efficientnet_lite0"]` (or "fid"), …
@@ -102,21 +89,21 @@ def reconstruction_metrics(
             weights are missing.
     """
     require_torch_fidelity()
-    device = resolve_device(device)
+    device = resolve_device(run.device)
     if isinstance(tokenizer, (str, Path)):
         tokenizer = CodaTokenizer.from_pretrained(tokenizer)
-    size = getattr(tokenizer, "size", None) if size is None else size
-    images = open_image_set(data, size, limit, seed, workers, strict)
-    network = load_extractor(extractor, device)
-    settings = {
+    size = getattr(tokenizer, "size", None) if settings.size is None else settings.size
+    images = open_image_set(data, size, settings.limit, settings, run)
+    network = load_extractor(settings.extractor, device)
+    record = {
         "tokenizer": model_identity(tokenizer),
         "continuous": None if continuous is None else model_identity(continuous),
         "data": images.description,
-        "seed": seed,
+        "seed": settings.seed,
         "extractor": network.name,
     }
-    run = RunDirectory(out, "reconstruction benchmark", settings, overwrite)
-    if run.complete:
+    directory = RunDirectory(out, "reconstruction benchmark", record, run.overwrite)
+    if directory.complete:
         return Report.load(out)
     usage = CodeUsage(tokenizer.layout) if _has_codes(tokenizer) and hasattr(tokenizer, "layout") else None
     models = {"": _Reconstructed(_reconstructing(tokenizer, device, usage))}
@@ -129,20 +116,20 @@ def reconstruction_metrics(
         return {"psnr": float(models[""].psnr[-1].mean())}
 
     with torch.inference_mode():
-        original = extract_features(images, network, batch_size, "Reconstructing", on_batch=reconstruct)
+        original = extract_features(images, network, settings.batch_size, "Reconstructing", on_batch=reconstruct)
     if len(original.features) < 2:
         raise CodaError(f"{data}: {len(original.features)} images could be read; a distance needs at least two")
     provenance = {
         "reference": original.description,
-        "tokenizer": settings["tokenizer"],
-        "continuous": settings["continuous"],
+        "tokenizer": record["tokenizer"],
+        "continuous": record["continuous"],
         "codes": str(usage.layout) if usage else None,
-        "seed": seed,
-        "batch_size": batch_size,
+        "seed": settings.seed,
+        "batch_size": settings.batch_size,
         **describe_run(device),
     }
     report = _report(models, original.features, usage, network, provenance)
-    run.finish(report.save)
+    directory.finish(report.save)
     return report
 
 

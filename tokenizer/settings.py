@@ -21,6 +21,19 @@ from .foundation.settings import (
     Weight,
     setting,
 )
+from .images.source import MAX_PIXELS, PILLOWS_LIMIT
+
+
+@dataclass(frozen=True)
+class ImageOptions(Settings):
+    """Which images and labels are accepted."""
+
+    max_pixels: Annotated[int, Range(1, PILLOWS_LIMIT)] = setting(
+        MAX_PIXELS, "Skip images with more pixels, unless the decoder can shrink them (JPEG)."
+    )
+    num_classes: Count | None = setting(
+        None, "Number of classes, for labels that are numbers; by default the largest label plus 1."
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ class AdaptSettings(Settings):
 
 
 @dataclass(frozen=True)
-class TokenizeSettings(Settings):
+class TokenizeSettings(ImageOptions):
     """Settings of `tokenize_dataset`."""
 
     size: Count | None = setting(None, "Expected image size in pixels; must equal the tokenizer's.")

@@ -95,7 +95,7 @@ def tokenize_dataset(
     variants = variant_names(settings.flip, settings.ten_crop)
     accelerator = start_accelerator(run.device, run.dtype)
     processes = Processes()  # before the source: processes wait for each other here, and listing may take long
-    source = open_images(data)
+    source = open_images(data, settings.max_pixels, settings.num_classes)
     value_table = tokenizer.value_table().cpu()
     tokenizer.to(accelerator.device).eval()
     _keep_freed_memory()

@@ -6,7 +6,6 @@ Inception, and the offline extractor's distance is `fd_efficientnet_lite0`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +17,8 @@ from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.images import to_unit
 from coda.tokenizer.training.perceptual import LiteFeatures
+
+from ..settings import EXTRACTORS
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 _INCEPTION_HASH = "6726825d"  # the start of the file's SHA-256, as its name says
@@ -131,8 +132,8 @@ def load_extractor(extractor: str | FeatureExtractor = "auto", device: str | tor
     """Load an extractor by name; an object is returned as it is.
 
     Args:
-        extractor: "inception"; "efficientnet_lite0"; or "auto", which takes Inception if its weights are in torch's hub
-            folder and EfficientNet-lite0 otherwise.
+        extractor: One of `EXTRACTORS`; "auto" takes Inception if its weights are in torch's hub folder, and
+            EfficientNet-lite0 otherwise.
         device: "auto" takes CUDA if available.
 
     Raises:
@@ -140,16 +141,13 @@ def load_extractor(extractor: str | FeatureExtractor = "auto", device: str | tor
     """
     if not isinstance(extractor, str):
         return extractor
+    if extractor not in EXTRACTORS:
+        raise CodaError(f"unknown extractor {extractor!r}; choose from {', '.join(EXTRACTORS)}")
     device = resolve_device(device)
     weights = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    choices: dict[str, Callable[[], FeatureExtractor]] = {
-        "auto": lambda: _inception(weights, device) if weights.is_file() else EfficientNetLite0Extractor(device),
-        "inception": lambda: _inception(weights, device),
-        "efficientnet_lite0": lambda: EfficientNetLite0Extractor(device),
-    }
-    if extractor not in choices:
-        raise CodaError(f"unknown extractor {extractor!r}; choose from {', '.join(choices)}")
-    return choices[extractor]()
+    if extractor == "inception" or (extractor == "auto" and weights.is_file()):
+        return _inception(weights, device)
+    return EfficientNetLite0Extractor(device)
 
 
 def require_torch_fidelity() -> None:

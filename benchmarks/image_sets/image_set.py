@@ -14,9 +14,11 @@ from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.seeding import epoch_order
 from coda.tokenizer.images import ImageSource, Skipped, image_batches, open_images
 from coda.tokenizer.images.decoding import RESAMPLING
+from coda.tokenizer.settings import RunOptions
 
 from ..features.distances import Statistics
 from ..reports.provenance import class_balance
+from ..settings import MeasureSettings
 from .adm_npz import AdmArchive
 from .saved_samples import open_saved_samples
 
@@ -152,14 +154,14 @@ def open_image_set(
     images: str | Path | ImageSource,
     size: Size | None = None,
     limit: int | None = None,
-    seed: int = 0,
-    workers: int = 0,
-    strict: bool = False,
+    settings: MeasureSettings = MeasureSettings(),
+    run: RunOptions = RunOptions(),
     use_statistics: bool = False,
 ) -> SourceSet | NpzSet:
     """Open an `.npz`, a folder that `coda sample` made, or whatever `open_images` takes.
 
-    The other arguments are those of `SourceSet` and `NpzSet`.
+    `settings` say which images are accepted, and seed the draw; the other arguments are those of `SourceSet` and
+    `NpzSet`.
 
     Raises:
         CodaError: If it cannot be opened, or has neither images nor statistics that may be used.
@@ -169,8 +171,9 @@ def open_image_set(
         if not len(archive) and archive.pooled_statistics is None:
             raise CodaError(f"{images} has Inception statistics but no images: use the extractor inception")
         return archive
-    source = open_saved_samples(images) or open_images(images)
-    return SourceSet(source, size, limit, seed, workers, strict)
+    source = open_saved_samples(images, settings.max_pixels)
+    source = source or open_images(images, settings.max_pixels, settings.num_classes)
+    return SourceSet(source, size, limit, settings.seed, run.workers, run.strict)
 
 
 def describe_measured(images: ImageSet, labels: Sequence[int], size: tuple[int, int] | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.reading import plain_name, read_json
 from coda.tokenizer.images import BrokenImage, ImageSource, open_images
 from coda.tokenizer.images.patterns import split_slice
+from coda.tokenizer.images.source import MAX_PIXELS
 
 LISTING = "samples.json"
 
@@ -61,7 +62,7 @@ class SavedSamples(ImageSource):
         return "missing" if place is None else self._files.identity(place)
 
 
-def open_saved_samples(path: str | Path | ImageSource) -> ImageSource | None:
+def open_saved_samples(path: str | Path | ImageSource, max_pixels: int = MAX_PIXELS) -> ImageSource | None:
     """The samples in a folder, or in a part such as `runs/samples[:100]`; None if `path` has no `samples.json`."""
     if isinstance(path, ImageSource):
         return None
@@ -69,6 +70,7 @@ def open_saved_samples(path: str | Path | ImageSource) -> ImageSource | None:
     if not (Path(location) / LISTING).is_file():
         return None
     source = SavedSamples(Path(location))
+    source.max_pixels = max_pixels
     return source if which is None else source.part(which)
 
 

@@ -14,11 +14,13 @@ import torch
 
 from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.settings import RunOptions
 from coda.tokenizer.training.run_directory import RunDirectory
 
 from ..image_sets.sample_store import Sampler
 from ..reports.provenance import describe_run
 from ..reports.report import Figure, Report, Table
+from ..settings import SpeedSettings
 from .measure import Measured, measure
 from .quantizer import QUANTIZER_SHAPES, QuantizerShape, time_quantizers
 
@@ -28,13 +30,8 @@ def speed(
     samples: Sampler | None = None,
     out: str | Path = "runs/speed",
     shapes: Sequence[QuantizerShape] = QUANTIZER_SHAPES,
-    codebook_sizes: Sequence[int] = (),
-    size: int | None = None,
-    batch_size: int = 4,
-    repeats: int = 3,
-    seed: int = 0,
-    device: str | torch.device = "auto",
-    overwrite: bool = False,
+    settings: SpeedSettings = SpeedSettings(),
+    run: RunOptions = RunOptions(),
 ) -> Report:
     """Time quantizers against dense ones, and optionally a tokenizer and a sampler.
 
@@ -44,13 +41,8 @@ def speed(
         out: Directory of the report.
         shapes: Quantizers to compare with a dense one; may be empty. The dense one is left out where its N × K tensors
             would not fit into the free memory.
-        codebook_sizes: Further K, tried with every shape beside its own.
-        size: Height and width of the images for `tokenizer`, in pixels; its own `size` if None.
-        batch_size: Images per batch, for tokenizer and sampler.
-        repeats: Repetitions; the fastest counts.
-        seed: Seed for weights, latents, images and samples.
-        device: "auto", "cpu" or "cuda".
-        overwrite: Replace what `out` holds.
+        settings: How much is timed.
+        run: The device.
 
     Returns:
         The report: ratios and rates as figures, seconds and MiB as tables.
@@ -58,22 +50,20 @@ def speed(
     Raises:
         CodaError: If there is nothing to time, `out` holds something else, or the tokenizer's image size is not known.
     """
-    if repeats < 1:
-        raise CodaError(f"repeats is {repeats}; at least one is needed")
     if not shapes and tokenizer is None and samples is None:
         raise CodaError("nothing to time: give shapes, a tokenizer or a sampler")
-    device = resolve_device(device)
-    image_size = None if tokenizer is None else _image_size(tokenizer, size)
+    device, batch_size = resolve_device(run.device), settings.batch_size
+    image_size = None if tokenizer is None else _image_size(tokenizer, settings.size)
     run_description = describe_run(device)
     # Seconds belong to a moment: a second run is a new measurement, so the date is part of the settings.
-    run = RunDirectory(out, "speed benchmark", {"date": run_description["date"]}, overwrite)
-    found = time_quantizers(shapes, codebook_sizes, repeats, seed, device)
+    directory = RunDirectory(out, "speed benchmark", {"date": run_description["date"]}, run.overwrite)
+    found = time_quantizers(shapes, settings.codebook_sizes, settings.repeats, settings.seed, device)
     models: dict[str, Measured] = {}
     if image_size is not None:
-        models |= _time_tokenizer(tokenizer, image_size, batch_size, device, repeats, seed)
+        models |= _time_tokenizer(tokenizer, image_size, device, settings)
     if samples is not None:
-        seeds = range(seed, seed + batch_size)
-        models["sampling"] = measure(lambda: samples([0] * batch_size, seeds), device, repeats)
+        seeds = range(settings.seed, settings.seed + batch_size)
+        models["sampling"] = measure(lambda: samples([0] * batch_size, seeds), device, settings.repeats)
     rows = [[name, batch_size, taken.seconds, taken.slowest, taken.peak_mib] for name, taken in models.items()]
     columns = ("work", "images", "seconds", "slowest", "peak MiB")
     report = Report(
@@ -89,24 +79,25 @@ def speed(
         plots=found.plots,
         provenance={
             "quantizer_shapes": [asdict(shape) for shape in shapes],
-            "codebook_sizes": list(codebook_sizes),
-            "timing": f"in turns, the fastest of {repeats} after one warm-up; peak above what was held before, in the "
-            "warm-up",
+            "codebook_sizes": list(settings.codebook_sizes),
+            "timing": f"in turns, the fastest of {settings.repeats} after one warm-up; peak above what was held "
+            "before, in the warm-up",
             "batch_size": batch_size,
-            "seed": seed,
+            "seed": settings.seed,
             **run_description,
         },
     )
-    run.finish(report.save)
+    directory.finish(report.save)
     return report
 
 
 def _time_tokenizer(
-    tokenizer: Any, size: tuple[int, int], batch_size: int, device: torch.device, repeats: int, seed: int
+    tokenizer: Any, size: tuple[int, int], device: torch.device, settings: SpeedSettings
 ) -> dict[str, Measured]:
     if isinstance(tokenizer, torch.nn.Module):
         tokenizer = tokenizer.to(device).eval()
-    images = torch.rand(batch_size, 3, *size, generator=torch.Generator().manual_seed(seed)).mul(2).sub(1).to(device)
+    generator, repeats = torch.Generator().manual_seed(settings.seed), settings.repeats
+    images = torch.rand(settings.batch_size, 3, *size, generator=generator).mul(2).sub(1).to(device)
     with torch.inference_mode():
         codes = tokenizer.encode(images)
         return {

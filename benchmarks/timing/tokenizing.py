@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ import torch
 from coda.tokenizer import CodaTokenizer, CodeCache, tokenize_dataset
 from coda.tokenizer.code_cache import ShuffledBatches
 from coda.tokenizer.foundation.errors import CodaError
-from coda.tokenizer.foundation.settings import TrainingPrecision
 from coda.tokenizer.images import (
     BrokenImage,
     ImageSource,
@@ -45,6 +45,7 @@ from coda.tokenizer.training.run_directory import RunDirectory
 
 from ..reports.provenance import describe_run
 from ..reports.report import Figure, Report, Table
+from ..settings import TokenizingSpeedSettings
 from .measure import Measured, measure_in_turns
 
 _READY_BYTES = 256 * 2**20  # images in memory for timing the encoder alone
@@ -55,13 +56,8 @@ def tokenizing_speed(
     tokenizer: str | Path | CodaTokenizer,
     data: str | Path | ImageSource,
     out: str | Path = "runs/speed",
-    limit: int | None = None,
-    batch_size: int = 32,
-    workers: int = 0,
-    repeats: int = 3,
-    device: str = "auto",
-    dtype: TrainingPrecision = "auto",
-    overwrite: bool = False,
+    settings: TokenizingSpeedSettings = TokenizingSpeedSettings(),
+    run: RunOptions = RunOptions(),
 ) -> Report:
     """Time `tokenize_dataset` and its parts, in turns, on the same images.
 
@@ -69,13 +65,8 @@ def tokenizing_speed(
         tokenizer: The tokenizer, or its directory or hub id.
         data: Images: anything that `open_images` takes.
         out: Directory of the report; the caches are written there too, and removed at the end.
-        limit: Use only this many images, the first; all if None.
-        batch_size: Images per batch.
-        workers: Processes that decode.
-        repeats: Repetitions; the fastest counts.
-        device: "auto", "cpu", "mps", "cuda" or "cuda:N".
-        dtype: Precision of the VAE's encoder; the plain loop uses float32.
-        overwrite: Replace what `out` holds.
+        settings: How much is timed.
+        run: Device, workers, and precision of the VAE's encoder; the plain loop uses float32.
 
     Returns:
         The report: rates in images per second, the share of the bound, the speed-up over the plain loop, and the peak
@@ -84,49 +75,39 @@ def tokenizing_speed(
     Raises:
         CodaError: If there are fewer than four images, or `out` holds something else.
     """
-    if repeats < 1:
-        raise CodaError(f"repeats is {repeats}; at least one is needed")
-    source = open_images(data)
-    source = source if limit is None else source.part(slice(0, limit))
+    batch_size = settings.batch_size
+    source = open_images(data, settings.max_pixels, settings.num_classes)
+    source = source if settings.limit is None else source.part(slice(0, settings.limit))
     if len(source) < 4:
         raise CodaError(f"{source.location} holds {len(source)} images; at least four are needed")
     if not isinstance(tokenizer, CodaTokenizer):
         tokenizer = CodaTokenizer.from_pretrained(tokenizer)
-    options = RunOptions(workers=workers, device=device, dtype=dtype, overwrite=True)
-    accelerator = start_accelerator(device, dtype)
+    accelerator = start_accelerator(run.device, run.dtype)
     tokenizer.to(accelerator.device).eval()
     run_description = describe_run(accelerator.device)
-    run = RunDirectory(out, "tokenizing benchmark", {"date": run_description["date"]}, overwrite)
-    ready = _ready_images(source, tokenizer.size, batch_size)
+    directory = RunDirectory(out, "tokenizing benchmark", {"date": run_description["date"]}, run.overwrite)
+    ready, quarter = _ready_images(source, tokenizer.size, batch_size), source.part(slice(0, len(source) // 4))
+    # Two shards in the quarter: one is held in memory at a time.
+    shards = TokenizeSettings(batch_size=batch_size, shard_size=len(source) // 8 or 1)
 
-    with tempfile.TemporaryDirectory(dir=run.path) as aside:
+    with tempfile.TemporaryDirectory(dir=directory.path) as aside:
 
         def tokenize(images: ImageSource, name: str) -> Callable[[], object]:
-            return lambda: tokenize_dataset(
-                tokenizer,
-                images,
-                Path(aside, name),
-                # Two shards in the quarter: one is held in memory at a time.
-                TokenizeSettings(batch_size=batch_size, shard_size=len(source) // 8 or 1),
-                options,
-            )
+            return lambda: tokenize_dataset(tokenizer, images, Path(aside, name), shards, replace(run, overwrite=True))
 
         # Tokenizing comes after everything that it uses is warmed up, so that only its own memory is measured.
         works: dict[str, tuple[int, Callable[[], object]]] = {
-            "decode alone": (len(source), lambda: _decode_all(source, tokenizer.size, batch_size, workers)),
+            "decode alone": (len(source), lambda: _decode_all(source, tokenizer.size, batch_size, run.workers)),
             "encode alone": (
                 sum(map(len, ready)),
                 lambda: [encode_variants(tokenizer, accelerator, ("original",), images) for images in ready],
             ),
             "plain loop": (len(source), lambda: _plain_loop(tokenizer, source, accelerator.device, Path(aside))),
-            "tokenize-dataset, a quarter": (
-                len(source) // 4,
-                tokenize(source.part(slice(0, len(source) // 4)), "quarter"),
-            ),
+            "tokenize-dataset, a quarter": (len(quarter), tokenize(quarter, "quarter")),
             "tokenize-dataset": (len(source), tokenize(source, "whole")),
             "read shuffled": (len(source), lambda: _read_shuffled(Path(aside, "whole"))),
         }
-        measured = measure_in_turns([work for _, work in works.values()], accelerator.device, repeats)
+        measured = measure_in_turns([work for _, work in works.values()], accelerator.device, settings.repeats)
 
     found = {name: (images, cost) for (name, (images, _)), cost in zip(works.items(), measured, strict=True)}
     threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 0
@@ -135,16 +116,16 @@ def tokenizing_speed(
     provenance = {
         "tokenizer": tokenizer.fingerprint,
         "data": source.describe(),
-        "timing": f"in turns, the fastest of {repeats}, after one warm-up each, in which the memory is measured",
-        "bound": "1 / (1/d + 1/e)" if workers == 0 else "min(d, e, c / (min(w, c)/d + t/e))",
+        "timing": f"in turns, the fastest of {settings.repeats}, after one warm-up each, which measures the memory",
+        "bound": "1 / (1/d + 1/e)" if run.workers == 0 else "min(d, e, c / (min(w, c)/d + t/e))",
         "batch_size": batch_size,
-        "workers": workers,
+        "workers": run.workers,
         "precision": accelerator.mixed_precision,
         "cores": cores,
         **run_description,
     }
-    report = _report(found, allowed_rate(alone[0], alone[1], workers, threads, cores), provenance)
-    run.finish(report.save)
+    report = _report(found, allowed_rate(alone[0], alone[1], run.workers, threads, cores), provenance)
+    directory.finish(report.save)
     return report
 
 
@@ -208,7 +189,7 @@ def _plain_loop(tokenizer: CodaTokenizer, source: ImageSource, device: torch.dev
     """The obvious loop: one image at a time, and one file per image."""
     for i in range(len(source)):
         try:
-            pixels = decode_image(source.read(i), tokenizer.size)
+            pixels = decode_image(source.read(i), tokenizer.size, max_pixels=source.max_pixels)
         except BrokenImage:
             continue
         codes = tokenizer.encode(to_unit(pixels)[None].to(device))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
+from coda import benchmarks
+from coda.benchmarks.settings import GenerationSettings
 from coda.generator.settings import SamplingSettings
-from coda.tokenizer.foundation.settings import Count, Precision
+from coda.tokenizer.foundation.settings import Precision
+from coda.tokenizer.settings import RunOptions
 
 from ..cli.arguments import Help, UsageError, Without
-from .flags import BatchSize, Classes, MeasureOptions, ModelOptions, Out, Placement
+from .flags import Classes, ModelOptions, Out, Placement
 from .model import find_classes, open_pipeline, sampler_of, sampling_record
 from .output import ending_of
 
@@ -22,23 +25,13 @@ def gfid(
     ] = None,
     source: ModelOptions,
     class_: Classes = (),
-    num_images: Annotated[
-        Count | None, Help("Number of samples; by default all there are, or 50,000 from a model.")
-    ] = None,
-    balance: Annotated[
-        Literal["uniform", "drawn"], Help("Classes in turns (uniform), or a random class per sample (drawn).")
-    ] = "uniform",
     sampling: Annotated[SamplingSettings, Without("seed")],
     out: Out = Path("runs/gfid"),
-    size: Annotated[
-        Count | None, Help("Size of the reference images in pixels, center crop; by default the samples'.")
-    ] = None,
-    export_npz: Annotated[bool, Help("Also write samples.npz for ADM's evaluator.")] = False,
-    batch_size: BatchSize = 32,
     dtype: Annotated[
         Precision, Help("Precision of the sampling; auto is bfloat16 on CUDA and float32 elsewhere.")
     ] = "auto",
-    options: MeasureOptions,
+    settings: GenerationSettings,
+    run: Annotated[RunOptions, Without("dtype", "checkpoint_every")],
 ) -> str:
     """Measure the quality of samples against a reference.
 
@@ -50,11 +43,9 @@ def gfid(
         coda benchmark gfid --model runs/generator --reference photos --num-images 5000
         coda benchmark gfid --samples runs/samples --reference VIRTUAL_imagenet256_labeled.npz
     """
-    from coda.benchmarks import generation_metrics
-
     sampled: dict[str, Any] = {"samples": samples}
     if samples is None:
-        pipeline = open_pipeline(source, Placement(options.device, dtype))
+        pipeline = open_pipeline(source, Placement(run.device, dtype))
         known = pipeline.classes
         classes = find_classes(class_, known) or None
         sampled = {
@@ -69,15 +60,5 @@ def gfid(
         if value not in (None, "bundled", 0)
     ]:
         raise UsageError(f"--{unused[0]} has no effect with --samples")
-    report = generation_metrics(
-        **sampled,
-        reference=reference,
-        out=out,
-        num_images=num_images,
-        balance=balance,
-        size=size,
-        batch_size=batch_size,
-        export_npz=export_npz,
-        **vars(options),
-    )
+    report = benchmarks.generation_metrics(**sampled, reference=reference, out=out, settings=settings, run=run)
     return ending_of(report, out)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from coda.tokenizer.foundation.settings import Count
+from coda import benchmarks
+from coda import tokenizer as library
+from coda.benchmarks.settings import ReconstructionSettings
+from coda.tokenizer.settings import RunOptions
 
-from ..cli.arguments import Help
-from .flags import BatchSize, Data, Limit, MeasureOptions, Out, Tokenizer
+from ..cli.arguments import Help, Without
+from .flags import Data, Out, Tokenizer
 from .output import ending_of
 
 
@@ -18,10 +21,8 @@ def rfid(
     tokenizer: Tokenizer = "runs/tokenizer",
     vae: Annotated[str | None, Help("A continuous VAE, whose own reconstructions are measured too.")] = None,
     out: Out = Path("runs/rfid"),
-    size: Annotated[Count | None, Help("Image size in pixels, center crop; by default the tokenizer's.")] = None,
-    limit: Limit = None,
-    batch_size: BatchSize = 32,
-    options: MeasureOptions,
+    settings: ReconstructionSettings,
+    run: Annotated[RunOptions, Without("dtype", "checkpoint_every")],
 ) -> str:
     """Measure the quality of a tokenizer's reconstructions.
 
@@ -31,11 +32,5 @@ def rfid(
     Examples:
         coda benchmark rfid --data photos --limit 5000
     """
-    from coda.benchmarks import reconstruction_metrics
-    from coda.tokenizer import load_vae
-
-    continuous = None if vae is None else load_vae(vae)
-    report = reconstruction_metrics(
-        tokenizer, data, out, size, batch_size, limit=limit, continuous=continuous, **vars(options)
-    )
-    return ending_of(report, out)
+    continuous = None if vae is None else library.load_vae(vae)
+    return ending_of(benchmarks.reconstruction_metrics(tokenizer, data, out, settings, run, continuous), out)

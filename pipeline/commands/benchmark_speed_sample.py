@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from coda import benchmarks
+from coda import tokenizer as library
+from coda.benchmarks.settings import SpeedSettings
 from coda.generator.settings import SamplingSettings
-from coda.tokenizer.foundation.settings import Count
+from coda.tokenizer.settings import RunOptions
 
-from ..cli.arguments import Help, UsageError
-from .flags import BatchSize, ModelOptions, Out, Overwrite, Placement, Repeats
+from ..cli.arguments import Help, UsageError, Without
+from .flags import ModelOptions, Out, Overwrite, Placement
 from .model import open_pipeline, sampler_of
 from .output import ending_of
 
@@ -23,9 +27,7 @@ def speed_sample(
     tokenizer: Annotated[str | None, Help("Tokenizer directory or hub id for a generator, or to time alone.")] = None,
     sampling: SamplingSettings,
     out: Out = Path("runs/speed-sample"),
-    size: Annotated[Count | None, Help("Image size for the tokenizer in pixels; by default its own.")] = None,
-    batch_size: BatchSize = 4,
-    repeats: Repeats = 3,
+    settings: Annotated[SpeedSettings, Without("codebook_sizes", "seed")],
     placement: Placement,
     overwrite: Overwrite = False,
 ) -> str:
@@ -35,9 +37,6 @@ def speed_sample(
         coda benchmark speed-sample --model runs/generator --batch-size 16
         coda benchmark speed-sample --tokenizer runs/tokenizer
     """
-    from coda.benchmarks import speed
-    from coda.tokenizer import CodaTokenizer
-
     sampler = None
     if model is not None:
         pipeline = open_pipeline(ModelOptions(model, tokenizer), placement)
@@ -45,17 +44,7 @@ def speed_sample(
     elif tokenizer is None or sampling.steps is not None or sampling.guidance is not None:
         raise UsageError("--model is missing (or give --tokenizer alone, without --steps and --guidance)")
     else:
-        timed = CodaTokenizer.from_pretrained(tokenizer)
-    report = speed(
-        timed,
-        sampler,
-        out,
-        shapes=(),
-        size=size,
-        batch_size=batch_size,
-        repeats=repeats,
-        seed=sampling.seed,
-        device=placement.device,
-        overwrite=overwrite,
-    )
-    return ending_of(report, out)
+        timed = library.CodaTokenizer.from_pretrained(tokenizer)
+    settings = replace(settings, seed=sampling.seed)
+    run = RunOptions(device=placement.device, overwrite=overwrite)
+    return ending_of(benchmarks.speed(timed, sampler, out, (), settings, run), out)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from coda.tokenizer.foundation.settings import Count
+from coda import benchmarks
+from coda.benchmarks.settings import TokenizingSpeedSettings
 from coda.tokenizer.settings import RunOptions
 
-from ..cli.arguments import Help, Without
-from .flags import BatchSize, Data, Out, Repeats, Tokenizer
+from ..cli.arguments import Without
+from .flags import Data, Out, Tokenizer
 from .output import ending_of
 
 
@@ -17,10 +18,8 @@ def speed_tokenize(
     *,
     data: Data,
     tokenizer: Tokenizer = "runs/tokenizer",
-    limit: Annotated[Count | None, Help("Use only this many images, the first.")] = None,
     out: Out = Path("runs/speed-tokenize"),
-    batch_size: BatchSize = 32,
-    repeats: Repeats = 3,
+    settings: TokenizingSpeedSettings,
     run: Annotated[RunOptions, Without("strict", "checkpoint_every")],
 ) -> str:
     """Measure the speed of tokenize-dataset, against what the machine allows and a plain loop.
@@ -28,8 +27,4 @@ def speed_tokenize(
     Examples:
         coda benchmark speed-tokenize --tokenizer runs/tokenizer --data photos --limit 5000
     """
-    from coda.benchmarks import tokenizing_speed
-
-    options = (batch_size, run.workers, repeats, run.device, run.dtype, run.overwrite)
-    report = tokenizing_speed(tokenizer, data, out, limit, *options)
-    return ending_of(report, out)
+    return ending_of(benchmarks.tokenizing_speed(tokenizer, data, out, settings, run), out)

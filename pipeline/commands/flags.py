@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from coda.tokenizer.foundation.settings import (
     Count,
     Device,
-    Natural,
     Precision,
-    Seed,
     Settings,
     Size,
     Unsplit,
@@ -28,8 +26,6 @@ Out = Annotated[Path, Help("Output directory.")]
 Overwrite = Annotated[bool, Help("Replace the existing output.")]
 ShardSize = Annotated[Count, Help("Images per shard of the cache.")]
 BatchSize = Annotated[Count, Help("Images per batch.")]
-Repeats = Annotated[Count, Help("Repetitions; the fastest counts.")]
-Limit = Annotated[Count | None, Help("Measure at most this many images, drawn by --seed.")]
 TokenizerSize = Annotated[
     Size | None, Help("Image size in pixels, 256 or 192x256 (height x width); by default the tokenizer's.")
 ]
@@ -54,17 +50,3 @@ class Placement(Settings):
 
     device: Device = setting("auto", "Device: auto, cpu, cuda, cuda:1 or mps.")
     dtype: Precision = setting("auto", "Precision of the arithmetic; auto is bfloat16 on CUDA and float32 elsewhere.")
-
-
-@dataclass(frozen=True)
-class MeasureOptions(Settings):
-    """How a benchmark measures images."""
-
-    extractor: Literal["auto", "inception", "efficientnet_lite0"] = setting(
-        "auto", "Feature extractor; auto is inception if its weights are installed."
-    )
-    seed: Seed = setting(0, "Seed for all randomness.")
-    workers: Natural = setting(0, "Worker processes that load data; 0 loads in the main process.")
-    device: Device = setting("auto", "Device: auto, cpu, cuda, cuda:1 or mps.")
-    overwrite: bool = setting(False, "Start over, replacing the existing output.")
-    strict: bool = setting(False, "Stop at an image that cannot be read instead of skipping it.")

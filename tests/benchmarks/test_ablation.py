@@ -9,7 +9,9 @@ from diffusers import AutoencoderKL
 
 from coda.benchmarks import Report, ablation
 from coda.benchmarks.ablation import ladder, level_sweep
+from coda.benchmarks.settings import AblationSettings
 from coda.tokenizer import CodaError, CodaTokenizer, ContinuousVAE
+from coda.tokenizer.settings import RunOptions
 
 pytest.importorskip("torch_fidelity")
 SIDES = [(1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)]
@@ -53,9 +55,9 @@ def test_the_sweep_ends_on_the_latents_grid() -> None:
 
 def test_report_with_every_rung(vae: Path, dataset: Path, extractor: Any, tmp_path: Path) -> None:
     def run() -> Report:
-        settings: dict[str, Any] = {"size": 16, "sides": [2, 4], "codebook_size": 8, "levels": [1], "steps": 1}
-        settings |= {"batch_size": 4, "lora_rank": 2, "limit": 12, "extractor": extractor, "device": "cpu"}
-        return ablation(vae, f"{dataset}[:12]", f"{dataset}[12:]", tmp_path / "out", **settings)
+        small: dict[str, Any] = {"size": 16, "sides": [2, 4], "codebook_size": 8, "levels": [1], "steps": 1}
+        settings = AblationSettings(**small, batch_size=4, lora_rank=2, limit=12, extractor=extractor)
+        return ablation(vae, f"{dataset}[:12]", f"{dataset}[12:]", tmp_path / "out", settings, RunOptions(device="cpu"))
 
     report = run()
     ideas, levels = report.tables
@@ -74,6 +76,7 @@ def test_report_with_every_rung(vae: Path, dataset: Path, extractor: Any, tmp_pa
 
 def test_wrong_requests_are_one_line(vae: Path, dataset: Path, extractor: Any, tmp_path: Path) -> None:
     with pytest.raises(CodaError, match="not a multiple of the VAE's factor 4"):
-        ablation(vae, dataset, out=tmp_path / "a", size=18, extractor=extractor)
+        ablation(vae, dataset, out=tmp_path / "a", settings=AblationSettings(size=18, extractor=extractor))
     with pytest.raises(CodaError, match="levels 9"):
-        ablation(vae, dataset, out=tmp_path / "b", size=16, levels=[9], extractor=extractor)
+        settings = AblationSettings(size=16, levels=(9,), extractor=extractor)
+        ablation(vae, dataset, out=tmp_path / "b", settings=settings)

@@ -9,14 +9,22 @@ import pytest
 import torch
 from PIL import Image
 
-from coda.benchmarks import generation_metrics
+from coda.benchmarks import Report
+from coda.benchmarks import generation_metrics as measure
 from coda.benchmarks.features.distances import Statistics
 from coda.benchmarks.generation import choose_classes
 from coda.benchmarks.image_sets.sample_store import SampleStore
+from coda.benchmarks.settings import GenerationSettings
 from coda.tokenizer import CodaError
 from coda.tokenizer.images import to_uint8
 
 pytest.importorskip("torch_fidelity")
+
+
+def generation_metrics(samples: Any, reference: Path, out: Path, **given: Any) -> Report:
+    """The function, with the fields of its settings as keywords."""
+    others = {name: given.pop(name) for name in ("classes", "class_names", "sampling") if name in given}
+    return measure(samples, reference, out, GenerationSettings(**given), **others)
 
 
 class Sampler:
@@ -180,8 +188,8 @@ def test_classes_that_only_one_side_has_are_reported(extractor: Any, tmp_path: P
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"balance": "even"}, "uniform or drawn"),
-        ({"num_images": 0}, "two samples"),
+        ({"balance": "even"}, "uniform, drawn"),
+        ({"num_images": 1}, "two samples"),
         ({"samples": "dataset", "num_images": 1}, "at least two"),
         ({"reference": "dataset/n02123045", "num_images": 4}, "no labels"),
         ({"samples": lambda classes, seeds: torch.zeros(1, 3, 8, 8), "num_images": 4}, "expected"),

@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from coda.benchmarks import Report, reconstruction_metrics
+from coda.benchmarks.settings import ReconstructionSettings
 from coda.tokenizer import CodaError
+from coda.tokenizer.settings import RunOptions
 
 pytest.importorskip("torch_fidelity")
 
 
 def test_report_of_a_tokenizer(tokenizer: Any, dataset: Path, extractor: Any, tmp_path: Path) -> None:
-    report = reconstruction_metrics(tokenizer, dataset, tmp_path / "out", extractor=extractor, batch_size=10)
+    report = reconstruction_metrics(
+        tokenizer, dataset, tmp_path / "out", ReconstructionSettings(extractor=extractor, batch_size=10)
+    )
     assert 8 < (report["psnr"] or 0) < 40
     assert 0 < (report["ssim"] or 0) < 1
     assert (report["fd_color"] or 0) > 1e-3
@@ -32,7 +36,7 @@ def test_report_of_a_tokenizer(tokenizer: Any, dataset: Path, extractor: Any, tm
 
 
 def test_a_perfect_reconstruction(dataset: Path, extractor: Any, tmp_path: Path) -> None:
-    report = reconstruction_metrics(lambda x: x, dataset, tmp_path / "out", extractor=extractor)
+    report = reconstruction_metrics(lambda x: x, dataset, tmp_path / "out", ReconstructionSettings(extractor=extractor))
     assert report["psnr"] == 100
     assert report["ssim"] == pytest.approx(1)
     assert report["fd_color"] == pytest.approx(0, abs=1e-6)
@@ -46,9 +50,8 @@ def test_the_continuous_vae_is_measured_beside_it(
     def blur(images: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
 
-    report = reconstruction_metrics(
-        tokenizer, dataset, tmp_path / "out", continuous=blur, extractor=extractor, limit=12
-    )
+    settings = ReconstructionSettings(extractor=extractor, limit=12)
+    report = reconstruction_metrics(tokenizer, dataset, tmp_path / "out", settings, continuous=blur)
     assert (report["continuous_psnr"] or 0) > (report["psnr"] or 0)
     assert (report["continuous_fd_color"] or 9) < (report["fd_color"] or 0)
     assert report.provenance["reference"]["n"] == 12
@@ -56,7 +59,9 @@ def test_the_continuous_vae_is_measured_beside_it(
 
 def test_batch_size_changes_nothing(tokenizer: Any, dataset: Path, extractor: Any, tmp_path: Path) -> None:
     one, other = (
-        reconstruction_metrics(tokenizer, dataset, tmp_path / str(n), extractor=extractor, batch_size=n, limit=11)
+        reconstruction_metrics(
+            tokenizer, dataset, tmp_path / str(n), ReconstructionSettings(extractor=extractor, batch_size=n, limit=11)
+        )
         for n in (3, 11)
     )
     assert [f.value for f in one.figures] == pytest.approx([f.value for f in other.figures])
@@ -64,21 +69,25 @@ def test_batch_size_changes_nothing(tokenizer: Any, dataset: Path, extractor: An
 
 def test_limit_is_drawn_by_the_seed(tokenizer: Any, dataset: Path, extractor: Any, tmp_path: Path) -> None:
     first, again, other = (
-        reconstruction_metrics(tokenizer, dataset, tmp_path / out, extractor=extractor, limit=5, seed=seed)
+        reconstruction_metrics(
+            tokenizer, dataset, tmp_path / out, ReconstructionSettings(extractor=extractor, limit=5, seed=seed)
+        )
         for out, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert first["psnr"] == again["psnr"] != other["psnr"]
 
 
 def test_few_images_give_a_warning(dataset: Path, extractor: Any, tmp_path: Path) -> None:
-    report = reconstruction_metrics(lambda x: x, dataset, tmp_path / "out", extractor=extractor, limit=5)
+    settings = ReconstructionSettings(extractor=extractor, limit=5)
+    report = reconstruction_metrics(lambda x: x, dataset, tmp_path / "out", settings)
     (warning,) = report.warnings
     assert "N = 5" in warning and "6 feature dimensions" in warning
 
 
 def test_another_measurement_needs_overwrite(tokenizer: Any, dataset: Path, extractor: Any, tmp_path: Path) -> None:
-    def measure(limit: int, **options: bool) -> Report:
-        return reconstruction_metrics(tokenizer, dataset, tmp_path / "out", extractor=extractor, limit=limit, **options)
+    def measure(limit: int, **options: Any) -> Report:
+        settings = ReconstructionSettings(extractor=extractor, limit=limit)
+        return reconstruction_metrics(tokenizer, dataset, tmp_path / "out", settings, RunOptions(**options))
 
     first = measure(6)
     assert measure(6).to_json() == first.to_json()  # with the date: nothing was measured again
@@ -92,19 +101,20 @@ def test_an_unreadable_image_is_reported(tokenizer: Any, dataset: Path, extracto
     folder.mkdir()
     for i, image in enumerate(sorted(dataset.rglob("*.png"))[:6]):
         (folder / f"{i}.png").write_bytes(image.read_bytes()[: 60 if i == 2 else None])
-    report = reconstruction_metrics(tokenizer, folder, tmp_path / "out", extractor=extractor)
+    report = reconstruction_metrics(tokenizer, folder, tmp_path / "out", ReconstructionSettings(extractor=extractor))
     assert report.provenance["reference"]["n"] == 5
     assert "1 unreadable: 2.png" in report.provenance["reference"]["skipped"]
     with pytest.raises(CodaError, match=r"2\.png"):
-        reconstruction_metrics(tokenizer, folder, tmp_path / "strict", extractor=extractor, strict=True)
+        settings = ReconstructionSettings(extractor=extractor)
+        reconstruction_metrics(tokenizer, folder, tmp_path / "strict", settings, RunOptions(strict=True))
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"data": "absent"}, "does not exist"),
-        ({"extractor": "vgg"}, "unknown extractor 'vgg'"),
-        ({"limit": 0}, "limit is 0"),
+        ({"extractor": "vgg"}, "extractor 'vgg'"),
+        ({"limit": 0}, "limit 0"),
         ({"limit": 1}, "at least two"),
         ({"tokenizer": object()}, "not callable"),
         ({"tokenizer": lambda x: x[..., :-1]}, "differ in size"),
@@ -113,7 +123,8 @@ def test_an_unreadable_image_is_reported(tokenizer: Any, dataset: Path, extracto
 def test_wrong_requests_are_one_line(
     wrong: dict[str, Any], message: str, tokenizer: Any, dataset: Path, extractor: Any, tmp_path: Path
 ) -> None:
-    options = {"tokenizer": tokenizer, "data": dataset, "extractor": extractor} | wrong
+    given = {"tokenizer": tokenizer, "data": dataset, "extractor": extractor} | wrong
     with pytest.raises(CodaError, match=message) as raised:
-        reconstruction_metrics(out=tmp_path / "out", **options)
+        settings = ReconstructionSettings.from_mapping(given)
+        reconstruction_metrics(given["tokenizer"], given["data"], tmp_path / "out", settings)
     assert "\n" not in str(raised.value)

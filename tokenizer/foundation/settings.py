@@ -15,6 +15,7 @@ marks below.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import numbers
 import re
@@ -193,9 +194,10 @@ class Settings:
 
     @classmethod
     def declared(cls) -> list[Setting]:
-        """The fields, in the order of their declaration."""
-        hints = get_type_hints(cls, include_extras=True)
-        return [Setting(f.name, kind_of(hints[f.name]), f.default, f.metadata["help"]) for f in dataclasses.fields(cls)]
+        """The fields: the class's own in the order of their declaration, then those of its base classes."""
+        hints, own = get_type_hints(cls, include_extras=True), inspect.get_annotations(cls)
+        fields = sorted(dataclasses.fields(cls), key=lambda found: found.name not in own)
+        return [Setting(f.name, kind_of(hints[f.name]), f.default, f.metadata["help"]) for f in fields]
 
 
 def parse_side(value: Any) -> int | tuple[int, int]:

@@ -12,6 +12,7 @@ from ..foundation.errors import CodaError, shown
 
 MAX_ENCODED_BYTES = 256 * 2**20  # larger items are refused, not read into memory
 MAX_PIXELS = 2**26  # an image of so many takes up to 0.5 GiB while it is decoded, in each loading process
+PILLOWS_LIMIT = 178_956_970  # pixels; Pillow opens no larger image
 
 
 class BrokenImage(CodaError):
@@ -69,8 +70,12 @@ class ImageSource(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over keys, labels, identities and class names; copies that keep the files' times have the same."""
-        digest = hashlib.sha256(repr((self.num_classes, self.class_names)).encode())
+        """SHA-256 over keys, labels, identities, class names, and `max_pixels` if it is not the default.
+
+        Copies that keep the files' times have the same.
+        """
+        limit = () if self.max_pixels == MAX_PIXELS else (self.max_pixels,)  # it decides which images are skipped
+        digest = hashlib.sha256(repr((self.num_classes, self.class_names, *limit)).encode())
         for i in range(len(self)):
             digest.update(f"{self.key(i)}\0{self.label(i)}\0{self.identity(i)}\n".encode())
         return digest.hexdigest()

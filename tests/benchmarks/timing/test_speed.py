@@ -7,16 +7,19 @@ import pytest
 import torch
 
 from coda.benchmarks import Report, speed
+from coda.benchmarks.settings import SpeedSettings
 from coda.benchmarks.timing import quantizer
 from coda.benchmarks.timing.measure import measure
 from coda.benchmarks.timing.quantizer import QuantizerShape
 from coda.tokenizer import CodaError
+from coda.tokenizer.settings import RunOptions
 
+CPU = RunOptions(device="cpu")
 TINY = QuantizerShape("tiny", latent_channels=4, codebook_size=64, sides=(1, 2, 4), attention_dim=8)
 
 
 def test_quantizer_over_codebook_sizes(tmp_path: Path) -> None:
-    report = speed(out=tmp_path / "speed", shapes=[TINY], codebook_sizes=(32, 128), repeats=1, device="cpu")
+    report = speed(None, None, tmp_path / "speed", [TINY], SpeedSettings(codebook_sizes=(32, 128), repeats=1), CPU)
     (table,) = report.tables
     assert sorted({row[0] for row in table.rows}) == [32, 64, 128]  # its own is always timed
     assert {row[1] for row in table.rows} == {
@@ -40,7 +43,7 @@ def test_tokenizer_and_sampler(tokenizer: Any, tmp_path: Path) -> None:
         asked.append((list(labels), list(seeds)))
         return torch.zeros(len(labels), 3, 8, 8)
 
-    report = speed(tokenizer, sample, tmp_path / "speed", shapes=(), batch_size=3, repeats=2, device="cpu")
+    report = speed(tokenizer, sample, tmp_path / "speed", (), SpeedSettings(batch_size=3, repeats=2), CPU)
     assert [figure.name for figure in report.figures] == ["encode rate", "decode rate", "sampling rate"]
     assert all((figure.value or 0) > 0 for figure in report.figures)
     assert set(map(str, asked)) == {"([0, 0, 0], [0, 1, 2])"}
@@ -48,7 +51,7 @@ def test_tokenizer_and_sampler(tokenizer: Any, tmp_path: Path) -> None:
 
 def test_dense_is_left_out_where_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantizer, "available_bytes", lambda device: 1000)
-    report = speed(out=tmp_path / "speed", shapes=[TINY], repeats=1, device="cpu")
+    report = speed(None, None, tmp_path / "speed", [TINY], SpeedSettings(repeats=1), CPU)
     assert report["tiny: tiled step, times faster than dense"] is None
     assert any("would not fit" in figure.note for figure in report.figures)
     assert not [row for row in report.tables[0].rows if "dense" in str(row[1])]
@@ -57,9 +60,8 @@ def test_dense_is_left_out_where_it_does_not_fit(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"shapes": [TINY], "repeats": 0}, "repeats"),
         ({"shapes": []}, "nothing to time"),
-        ({"shapes": [TINY], "device": "tpu"}, "tpu"),
+        ({"shapes": [TINY], "run": RunOptions(device="cuda:77")}, "cuda:77"),
         ({"tokenizer": object(), "shapes": []}, "give size"),
     ],
 )

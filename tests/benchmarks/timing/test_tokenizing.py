@@ -6,8 +6,10 @@ import pytest
 from diffusers import AutoencoderKL
 
 from coda.benchmarks import Report, tokenizing_speed
+from coda.benchmarks.settings import TokenizingSpeedSettings
 from coda.benchmarks.timing.tokenizing import allowed_rate
 from coda.tokenizer import CodaError, CodaTokenizer, ContinuousVAE, ResidualQuantizer
+from coda.tokenizer.settings import RunOptions
 
 
 @pytest.fixture
@@ -20,7 +22,11 @@ def small_tokenizer() -> CodaTokenizer:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_report_of_tokenizing(small_tokenizer: CodaTokenizer, dataset: Path, tmp_path: Path, workers: int) -> None:
     out = tmp_path / "speed"
-    report = tokenizing_speed(small_tokenizer, dataset, out, 20, 4, workers, repeats=1, device="cpu")
+    settings, run = (
+        TokenizingSpeedSettings(limit=20, batch_size=4, repeats=1),
+        RunOptions(workers=workers, device="cpu"),
+    )
+    report = tokenizing_speed(small_tokenizer, dataset, out, settings, run)
     names = ("decode", "encode", "tokenize-dataset", "plain loop", "read")
     rates = {name: report[f"{name} rate"] or 0 for name in names}
     assert all(rate > 0 for rate in rates.values())
@@ -44,7 +50,5 @@ def test_upper_bound_of_the_rate() -> None:
 
 def test_wrong_requests(small_tokenizer: CodaTokenizer, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(CodaError, match="at least four"):
-        tokenizing_speed(small_tokenizer, dataset, tmp_path / "a", limit=3)
-    with pytest.raises(CodaError, match="repeats"):
-        tokenizing_speed(small_tokenizer, dataset, tmp_path / "b", repeats=0)
+        tokenizing_speed(small_tokenizer, dataset, tmp_path / "a", TokenizingSpeedSettings(limit=3))
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,87 @@
+"""Settings of the benchmarks, which are the flags of `coda benchmark`. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from coda.tokenizer.foundation.settings import Count, Natural, Parsed, Range, Seed, Settings, Side, Size, setting
+from coda.tokenizer.settings import ImageOptions
+
+EXTRACTORS = ("auto", "inception", "efficientnet_lite0")
+
+
+def parse_extractor(value: Any) -> Any:
+    """The name of an extractor, or a `FeatureExtractor`."""
+    if value not in EXTRACTORS and not hasattr(value, "figure_names"):
+        raise ValueError
+    return value
+
+
+Extractor = Annotated[Any, Parsed(parse_extractor, "one of " + ", ".join(EXTRACTORS), "|".join(EXTRACTORS))]
+
+
+@dataclass(frozen=True)
+class MeasureSettings(ImageOptions):
+    """Settings that all measurements of images share. From Python, `extractor` may also be a `FeatureExtractor`."""
+
+    batch_size: Count = setting(32, "Images per batch.")
+    extractor: Extractor = setting("auto", "Feature extractor; auto is inception if its weights are installed.")
+    seed: Seed = setting(0, "Seed for all randomness.")
+
+
+@dataclass(frozen=True)
+class ReconstructionSettings(MeasureSettings):
+    """Settings of `reconstruction_metrics`."""
+
+    size: Size | None = setting(None, "Image size in pixels, center crop; by default the tokenizer's.")
+    limit: Count | None = setting(None, "Measure at most this many images, drawn by the seed.")
+
+
+@dataclass(frozen=True)
+class GenerationSettings(MeasureSettings):
+    """Settings of `generation_metrics`. Sample i has the seed `seed` + i."""
+
+    num_images: Count | None = setting(None, "Number of samples; by default all there are, or 50,000 from a model.")
+    balance: Literal["uniform", "drawn"] = setting(
+        "uniform", "Classes in turns (uniform), or a random class per sample (drawn)."
+    )
+    size: Size | None = setting(None, "Size of the reference images in pixels, center crop; by default the samples'.")
+    export_npz: bool = setting(False, "Also write samples.npz for ADM's evaluator.")
+
+
+@dataclass(frozen=True)
+class AblationSettings(ReconstructionSettings):
+    """Settings of `ablation`."""
+
+    size: Count = setting(256, "Image size in pixels, center crop.")
+    sides: tuple[Side, ...] | None = setting(
+        None, "Sides of the levels, smallest first (1,2,4,8 or 1x2,2x4); by default chosen by the latent's size."
+    )
+    codebook_size: Annotated[int, Range(2)] = setting(4096, "Number of codes, K.")
+    levels: tuple[Count, ...] | None = setting(
+        None, "Numbers of levels of the sweep; by default 1, 2, 4, ... and all of them."
+    )
+    steps: Natural = setting(200, "Optimizer steps of the rungs that train.")
+    batch_size: Count = setting(8, "Images per batch.")
+    lora_rank: Natural = setting(32, "LoRA rank of the last rung.")
+
+
+@dataclass(frozen=True)
+class SpeedSettings(Settings):
+    """Settings of `speed`."""
+
+    codebook_sizes: tuple[Count, ...] = setting((), "More codebook sizes to time every quantizer with.")
+    size: Count | None = setting(None, "Image size for the tokenizer in pixels; by default its own.")
+    batch_size: Count = setting(4, "Images per batch.")
+    repeats: Count = setting(3, "Repetitions; the fastest counts.")
+    seed: Seed = setting(0, "Seed for weights and inputs.")
+
+
+@dataclass(frozen=True)
+class TokenizingSpeedSettings(ImageOptions):
+    """Settings of `tokenizing_speed`."""
+
+    limit: Count | None = setting(None, "Use only this many images, the first.")
+    batch_size: Count = setting(32, "Images per batch.")
+    repeats: Count = setting(3, "Repetitions; the fastest counts.")
