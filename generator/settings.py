@@ -11,9 +11,9 @@ from coda.tokenizer.foundation.settings import (
     Fraction,
     Natural,
     Positive,
+    Range,
     Seed,
     Settings,
-    Weight,
     setting,
 )
 
@@ -54,5 +54,7 @@ class SamplingSettings(Settings):
     steps: tuple[Count, ...] | None = setting(
         None, "Sampling steps: one number for all levels together, or one per level (1,1,2,4); by default the model's."
     )
-    guidance: Weight | None = setting(None, "Classifier-free guidance scale; 1 is none; by default the model's.")
+    guidance: Annotated[float, Range(0, 1000)] | None = setting(
+        None, "Classifier-free guidance scale; 1 turns it off; by default the model's."
+    )
     seed: Seed = setting(0, "Seed for all randomness.")

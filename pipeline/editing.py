@@ -22,6 +22,7 @@ from coda.generator.sampling import Hook, SamplingStep
 from coda.tokenizer import CodaError, ResidualQuantizer
 from coda.tokenizer.images import to_pil, to_uint8
 from coda.tokenizer.images.psnr_ssim import psnr
+from coda.tokenizer.images.source import MAX_PIXELS
 from coda.tokenizer.quantizer.resampling import downsample
 from coda.tokenizer.quantizer.retrieval import argmax_codes
 
@@ -85,7 +86,7 @@ def outpaint(
     """
     height, width = pipeline.tokenizer.size
     left, top, right, bottom = box_pixels(box, height, width)
-    placed = load_image(image, (bottom - top, right - left))
+    placed = load_image(image, (bottom - top, right - left), settings.get("max_pixels", MAX_PIXELS))
     # The surroundings are sampled, but the encoder sees across the border: it should not see an edge there.
     canvas = F.pad(placed, (left, width - right, top, height - bottom), mode="replicate")
     around = torch.ones(height, width, dtype=torch.bool)
@@ -140,6 +141,7 @@ def edit_codes(
     composite: bool = True,
     num_images: int = 1,
     generator: Seeds = None,
+    max_pixels: int = MAX_PIXELS,
     **sampling: Any,
 ) -> Edit:
     """Sample the codes of a region again; every kind of editing calls this.
@@ -155,6 +157,7 @@ def edit_codes(
             edge is blended inside of the region. Otherwise variants are what the decoder gives.
         num_images: Number of variants.
         generator: As in a call of the pipeline.
+        max_pixels: An image or mask with more pixels is refused, see `load_image`.
         **sampling: `guidance_scale`, `num_inference_steps` and `batch_size`, as in a call of the pipeline.
 
     Raises:
@@ -166,8 +169,10 @@ def edit_codes(
     if not 0 < coverage <= 1 or num_images < 1:
         raise CodaError("coverage must be in (0, 1] and the number of images at least 1")
     label = None if class_label is None else pipeline.classes.find(class_label)
-    pixels = load_image(image, size)
-    mask = torch.ones(size, dtype=torch.bool) if region is None else region_mask(region, size, image_shape(image))
+    pixels = load_image(image, size, max_pixels)
+    mask = torch.ones(size, dtype=torch.bool)
+    if region is not None:
+        mask = region_mask(region, size, image_shape(image), max_pixels)
     keep = cells_to_keep(layout, mask, keep_levels, coverage)  # (T,)
     if bool(keep.all()):
         raise CodaError("the region covers no cell of the image's codes: make it larger, or the coverage smaller")

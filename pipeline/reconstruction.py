@@ -11,6 +11,7 @@ from PIL import Image
 from coda.tokenizer import CodaError, CodaTokenizer
 from coda.tokenizer.images import to_pil, to_uint8
 from coda.tokenizer.images.psnr_ssim import psnr
+from coda.tokenizer.images.source import MAX_PIXELS
 
 from .grid import labelled_grid
 from .image_file import ImageInput, load_image
@@ -64,7 +65,11 @@ class Reconstruction:
 
 @torch.no_grad()
 def reconstruct(
-    tokenizer: CodaTokenizer, image: ImageInput, levels: int | None = None, size: tuple[int, int] | None = None
+    tokenizer: CodaTokenizer,
+    image: ImageInput,
+    levels: int | None = None,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Reconstruction:
     """Encode and decode one image.
 
@@ -73,6 +78,7 @@ def reconstruct(
         image: A file, a PIL image, or a tensor (3, H, W) in [-1, 1]; the first two are scaled and cropped.
         levels: Use only that many of the coarsest levels; all of them if None.
         size: (H, W) in pixels, which the VAE's factor divides; the tokenizer's own if None.
+        max_pixels: An image with more pixels is refused, see `load_image`.
 
     Raises:
         CodaError: If the file is not an image, the tensor has another size, or there are fewer levels.
@@ -80,7 +86,7 @@ def reconstruct(
     most = tokenizer.layout.num_levels
     if levels is not None and not 1 <= levels <= most:
         raise CodaError(f"levels is {levels}; this tokenizer has 1 to {most}")
-    pixels = load_image(image, size or tokenizer.size)
+    pixels = load_image(image, size or tokenizer.size, max_pixels)
     codes = tokenizer.encode(pixels.to(next(tokenizer.parameters()).device))
     layout = tokenizer.layout_for(*pixels.shape[-2:])
     restored = tokenizer.decode(codes, levels, layout).float().cpu()

@@ -14,13 +14,16 @@ import torch.nn.functional as F
 from PIL import Image
 
 from coda.tokenizer import CodaError, CodeLayout
+from coda.tokenizer.images.source import MAX_PIXELS
 
 from .image_file import image_shape, load_mask
 
 Region = Sequence[float] | str | Path | Image.Image | torch.Tensor
 
 
-def region_mask(region: Region, size: tuple[int, int], shape: tuple[int, int] | None = None) -> torch.Tensor:
+def region_mask(
+    region: Region, size: tuple[int, int], shape: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> torch.Tensor:
     """The pixels to change, (H, W) bool.
 
     Args:
@@ -29,6 +32,7 @@ def region_mask(region: Region, size: tuple[int, int], shape: tuple[int, int] | 
         size: (H, W).
         shape: (height, width) of the image that is edited, before it is scaled and cropped to `size`. A mask image has
             the same aspect ratio, so that it is scaled and cropped alike, or is already of the final size.
+        max_pixels: A mask image with more pixels is refused.
 
     Raises:
         CodaError: If the region is empty, does not lie in the image or does not fit it.
@@ -38,7 +42,7 @@ def region_mask(region: Region, size: tuple[int, int], shape: tuple[int, int] | 
             raise CodaError(f"the region is {region.dtype} {tuple(region.shape)}, expected torch.bool {size}")
         mask = region.cpu()
     elif isinstance(region, str | Path | Image.Image):
-        mask = load_mask(region, size)
+        mask = load_mask(region, size, max_pixels)
         _check_aspect(image_shape(region), size, shape or size)
     else:
         left, top, right, bottom = box_pixels(region, *size)

@@ -29,10 +29,10 @@ class ImageOptions(Settings):
     """Which images and labels are accepted."""
 
     max_pixels: Annotated[int, Range(1, PILLOWS_LIMIT)] = setting(
-        MAX_PIXELS, "Skip images with more pixels, unless the decoder can shrink them (JPEG)."
+        MAX_PIXELS, "Images with more pixels are not read, except JPEGs that can be decoded at a smaller size."
     )
     num_classes: Count | None = setting(
-        None, "Number of classes, for labels that are numbers; by default the largest label plus 1."
+        None, "Number of classes, if labels are numbers; by default the largest label plus 1."
     )
 
 
@@ -107,7 +107,10 @@ class TokenizeSettings(ImageOptions):
 
 @dataclass(frozen=True)
 class RunOptions(Settings):
-    """How a long command runs. Apart from the precision, these do not affect the result."""
+    """How a long command runs. Apart from the precision, these do not affect the result.
+
+    `train_maskgit` reads no images and ignores `strict`; benchmarks keep no checkpoints.
+    """
 
     workers: Natural = setting(0, "Worker processes that load data; 0 loads in the main process.")
     device: Device = setting("auto", "Device: auto, cpu, cuda, cuda:1 or mps.")

@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         usage = isinstance(error, UsageError)
-        _say(f"{name}: {reason(error)}" + (f" (see {name} --help)" if usage else ""))
+        command = name.removeprefix("coda").strip()
+        flags = [found.label for found in arguments_of(load_command(command))] if command in COMMANDS else []
+        _say(f"{name}: {reason(error, flags)}" + (f" (see {name} --help)" if usage else ""))
         return 2 if usage else 1
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NoReturn
 
 _NO_SPACE = re.compile("no space left|disk quota|ENOSPC", re.IGNORECASE)
@@ -77,8 +77,8 @@ def reopen_closed_streams() -> None:
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
 
 
-def reason(error: BaseException) -> str:
-    """One line for what went wrong."""
+def reason(error: BaseException, flags: Collection[str] = ()) -> str:
+    """One line for what went wrong in a command with these `flags`."""
     kind = type(error)
     text = " ".join(str(error).split())
     if kind.__module__.startswith("coda."):
@@ -89,7 +89,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, MemoryError) or kind.__name__ == "OutOfMemoryError" or _NO_MEMORY.search(text):
         amount = re.search(r"[Tt]ried to allocate (\d[\d.]*) ?([KMG]iB|bytes)", text)
         tried = f" ({amount[1]} {amount[2]} more were needed)" if amount else ""
-        return f"not enough memory{tried}: a smaller --batch-size or --size needs less"
+        smaller = " or ".join(flag for flag in ("--batch-size", "--size") if flag in flags)
+        return f"not enough memory{tried}" + (f": a smaller {smaller} needs less" if smaller else "")
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return (f"{error.filename}: " if error.filename else "") + error.strerror.lower()
     if isinstance(error, ImportError) and error.name:

@@ -37,7 +37,7 @@ COMMANDS = {
 GROUPS = {
     "cache": "coda cache exports and imports code caches for programs that do not use coda.",
     "edit": "coda edit resamples part of an image's codes.",
-    "benchmark": "coda benchmark measures what the other commands made: JSON, a Markdown table and plots.",
+    "benchmark": "coda benchmark measures what the other commands made, and writes JSON, Markdown and plots.",
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from coda import tokenizer
-from coda.tokenizer.settings import AdaptSettings, RunOptions
+from coda.tokenizer import images
+from coda.tokenizer.settings import AdaptSettings, ImageOptions, RunOptions
 
 from .flags import Data, Out, Vae
 
@@ -17,6 +18,7 @@ def adapt(
     out: Out = Path("runs/tokenizer"),
     settings: AdaptSettings,
     run: RunOptions,
+    options: ImageOptions,
 ) -> str:
     """Turn a continuous VAE into a tokenizer.
 
@@ -27,4 +29,6 @@ def adapt(
         coda adapt --data photos
         coda adapt --vae kl16.safetensors --data "train-{000..255}.tar" --codebook-size 16384 --workers 8
     """
-    return f"Made a tokenizer in {tokenizer.adapt(vae, data, out, settings, run)}"
+    source = images.open_images(data, **vars(options))
+    made = tokenizer.adapt(vae, source, out, settings, run)
+    return "; ".join(filter(None, [f"Made a tokenizer in {made}", source.describe_ignored()]))

@@ -26,7 +26,7 @@ def speed(
     settings: Annotated[SpeedSettings, Without("size", "batch_size")],
     run: Annotated[RunOptions, Without("workers", "dtype", "strict", "checkpoint_every")],
 ) -> str:
-    """Measure time and memory of the quantizer, against a dense one.
+    """Measure time and memory of the quantizer, compared with a dense one.
 
     A training step and encoding: dense, in tiles and, on CUDA, in fused kernels.
 

@@ -22,7 +22,7 @@ def speed_tokenize(
     settings: TokenizingSpeedSettings,
     run: Annotated[RunOptions, Without("strict", "checkpoint_every")],
 ) -> str:
-    """Measure the speed of tokenize-dataset, against what the machine allows and a plain loop.
+    """Measure the speed of tokenize-dataset, compared with a plain loop and with the limit of this machine.
 
     Examples:
         coda benchmark speed-tokenize --tokenizer runs/tokenizer --data photos --limit 5000

@@ -18,7 +18,7 @@ def export_cache(
 ) -> str:
     """Export a code cache to files that other programs read.
 
-    npy is LlamaGen's folder of codes and labels, two files per image; webdataset and parquet have a file per shard. A
+    npy is LlamaGen's folder of codes and labels, two files per image; webdataset and parquet have one file per shard. A
     README beside them says how to read them without coda. Rerun the same command to resume an interrupted run.
 
     Examples:

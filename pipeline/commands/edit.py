@@ -11,8 +11,9 @@ from typing import Annotated, Any
 from coda.generator.settings import SamplingSettings
 from coda.tokenizer.foundation.atomic_io import write_json
 from coda.tokenizer.foundation.settings import Count, Natural, Parsed, Range, setting
+from coda.tokenizer.settings import ImageOptions
 
-from ..cli.arguments import Help
+from ..cli.arguments import Help, Without
 from .flags import ModelOptions, Out, Overwrite, Placement
 from .model import find_class, open_pipeline, sampling_arguments, sampling_record
 from .output import new_directory
@@ -39,19 +40,22 @@ Region = Annotated[
     Any, Parsed(parse_region, "a box like 64,64,192,192 (left,top,right,bottom) or a mask image", "L,T,R,B|PATH")
 ]
 _REGION = (
-    "a box left,top,right,bottom, in pixels of the tokenizer's image size or as fractions of it, or a mask image "
-    "whose light part is meant"
+    "a box left,top,right,bottom, in pixels of the tokenizer's image size or as fractions of it, or a mask image, "
+    "which is light inside the region"
 )
 InputImage = Annotated[Path, Help("The image; it is scaled and cropped to the tokenizer's size.")]
 ShownClass = Annotated[
     str | None, Help("What the image shows: index, WordNet id or name; by default no class and no guidance.")
 ]
 OptionalRegion = Annotated[Region | None, Help(f"Where: {_REGION}; by default everywhere.")]
-KeepLevels = Annotated[Natural | None, Help("How many of the coarsest levels stay; by default a quarter of them.")]
+KeepLevels = Annotated[
+    Natural | None,
+    Help("How many of the coarsest levels stay; by default half of them for vary, a quarter for change-class."),
+]
 
 
 @dataclass(frozen=True)
-class EditOptions(Placement, SamplingSettings, ModelOptions):
+class EditOptions(ImageOptions, Placement, SamplingSettings, ModelOptions):
     """Flags of every kind of editing."""
 
     num: Count = setting(4, "Number of variants, with the seeds --seed, --seed + 1, ...")
@@ -64,12 +68,15 @@ class EditOptions(Placement, SamplingSettings, ModelOptions):
     batch_size: Count = setting(16, "Variants per batch.")
 
 
+Options = Annotated[EditOptions, Without("num_classes")]
+
+
 def inpaint(
     image: InputImage,
     *,
     region: Annotated[Region, Help(f"What to fill: {_REGION}.")],
     class_: ShownClass = None,
-    options: EditOptions,
+    options: Options,
     out: Out = Path("runs/edits"),
     overwrite: Overwrite = False,
 ) -> str:
@@ -88,7 +95,7 @@ def outpaint(
         Box, Help("Where the image goes: left,top,right,bottom, in pixels of the tokenizer's size or as fractions.")
     ] = (0.25, 0.25, 0.75, 0.75),
     class_: ShownClass = None,
-    options: EditOptions,
+    options: Options,
     out: Out = Path("runs/edits"),
     overwrite: Overwrite = False,
 ) -> str:
@@ -106,7 +113,7 @@ def vary(
     region: OptionalRegion = None,
     keep_levels: KeepLevels = None,
     class_: ShownClass = None,
-    options: EditOptions,
+    options: Options,
     out: Out = Path("runs/edits"),
     overwrite: Overwrite = False,
 ) -> str:
@@ -121,10 +128,10 @@ def vary(
 def change_class(
     image: InputImage,
     *,
-    class_: Annotated[str, Help("What the image is to show: index, WordNet id or name.")],
+    class_: Annotated[str, Help("What the image should show: index, WordNet id or name.")],
     region: OptionalRegion = None,
     keep_levels: KeepLevels = None,
-    options: EditOptions,
+    options: Options,
     out: Out = Path("runs/edits"),
     overwrite: Overwrite = False,
 ) -> str:
@@ -154,6 +161,7 @@ def _edit(
             num_images=options.num,
             generator=seeds,
             batch_size=options.batch_size,
+            max_pixels=options.max_pixels,
             **sampling_arguments(options),
             **how,
         )

@@ -26,7 +26,7 @@ class CacheOptions(Settings):
 
     verify: bool = setting(False, "Also verify the checksums of all codes of a cache.")
     tokenizer: str | None = setting(
-        None, "Tokenizer that made the cache, a directory or hub id; by default runs/tokenizer, if it did."
+        None, "Tokenizer that made the cache, a directory or hub id; by default runs/tokenizer, if it is the one."
     )
     num: Count = setting(16, "Number of samples of the cache that are decoded.")
     seed: Seed = setting(0, "Seed for the choice of the samples.")

@@ -10,8 +10,9 @@ from typing import Annotated
 from coda.tokenizer.foundation.atomic_io import write_json
 from coda.tokenizer.foundation.errors import shown
 from coda.tokenizer.foundation.settings import Count, Unsplit
+from coda.tokenizer.settings import ImageOptions
 
-from ..cli.arguments import Help
+from ..cli.arguments import Help, Without
 from .flags import Out, Overwrite, Placement, Tokenizer, TokenizerSize
 from .model import to_device
 from .output import new_directory
@@ -34,6 +35,7 @@ def reconstruct(
     tile: Tile = None,
     out: Out = Path("runs/reconstructions"),
     placement: Placement,
+    options: Annotated[ImageOptions, Without("num_classes")],
     overwrite: Overwrite = False,
 ) -> str:
     """Encode and decode images: original, reconstruction and difference, with PSNR, tokens and bits.
@@ -54,7 +56,8 @@ def reconstruct(
         if tile is not None:
             model.enable_tiling(tile, overlap=min(_OVERLAP, tile // 2 // model.vae.factor * model.vae.factor))
         for image, name in zip(images, names, strict=True):
-            found = through(model, image, levels, (size, size) if isinstance(size, int) else size)
+            pixels = (size, size) if isinstance(size, int) else size
+            found = through(model, image, levels, pixels, options.max_pixels)
             found.side_by_side().save(folder / f"{name}.png")
             for kind, part in zip(_KINDS, found.images, strict=True):
                 part.save(folder / f"{name}-{kind}.png")

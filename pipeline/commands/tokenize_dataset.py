@@ -22,8 +22,8 @@ def tokenize_dataset(
 ) -> str:
     """Encode images into a code cache.
 
-    Rerun the same command to resume an interrupted run; the result is the same to the byte. Started by torchrun or
-    accelerate launch, several processes share the work, with the same bytes too.
+    Rerun the same command to resume an interrupted run. Under torchrun or accelerate launch, several processes share
+    the work. The cache is the same, byte for byte, however often a run is interrupted and with any number of processes.
 
     Examples:
         coda tokenize-dataset --data photos
@@ -36,4 +36,4 @@ def tokenize_dataset(
     labels = f"{summary.num_classes:,} classes" if summary.num_classes else "no labels"
     speed = f"{summary.images_per_second:,.1f} images/s" if summary.encoded else "all encoded before"
     made = f"Made a code cache of {summary.images:,} images in {summary.path}: {items}; {labels}; {speed}"
-    return f"{made}; {summary.ignored}" if summary.ignored else made
+    return "; ".join(filter(None, [made, summary.ignored]))

@@ -16,8 +16,8 @@ from .model import TOKENIZER
 DecodedBy = Annotated[
     str | None,
     Help(
-        "Tokenizer that is to decode the samples; a cache of other codes is refused. By default runs/tokenizer, if it "
-        "is there and the cache is runs/cache."
+        "Tokenizer that will decode the samples; the cache must hold its codes. By default runs/tokenizer, if it "
+        "exists and the cache is runs/cache."
     ),
 ]
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from coda import tokenizer
-from coda.tokenizer.settings import RunOptions, VaeSettings
+from coda.tokenizer import images
+from coda.tokenizer.settings import ImageOptions, RunOptions, VaeSettings
 
 from .flags import Data, Out
 
 
-def train_vae(*, data: Data, out: Out = Path("runs/vae"), settings: VaeSettings, run: RunOptions) -> str:
+def train_vae(
+    *, data: Data, out: Out = Path("runs/vae"), settings: VaeSettings, run: RunOptions, options: ImageOptions
+) -> str:
     """Train a small continuous VAE, if you have no pretrained one.
 
     coda adapt takes its directory by default. Rerun the same command to resume an interrupted run.
@@ -18,4 +21,6 @@ def train_vae(*, data: Data, out: Out = Path("runs/vae"), settings: VaeSettings,
     Examples:
         coda train-vae --data photos --size 64
     """
-    return f"Made a continuous VAE in {tokenizer.train_vae(data, out, settings, run)}"
+    source = images.open_images(data, **vars(options))
+    made = tokenizer.train_vae(source, out, settings, run)
+    return "; ".join(filter(None, [f"Made a continuous VAE in {made}", source.describe_ignored()]))

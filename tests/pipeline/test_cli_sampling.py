@@ -219,6 +219,25 @@ def test_a_file_that_is_not_an_image_leaves_nothing(saved: Path, capsys: pytest.
     assert names(Path()) == {"notes.jpg"}
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("reconstruct", ["photo.png", "--tokenizer", "tokenizer"]),
+        ("edit vary", ["photo.png", "--num", "1", "--model", "pipeline"]),
+        ("edit outpaint", ["photo.png", "--num", "1", "--model", "pipeline"]),
+        ("edit vary", ["small.png", "--region", "photo.png", "--num", "1", "--model", "pipeline"]),
+    ],
+)
+def test_the_largest_image_is_the_users_choice(
+    name: str, words: list[str], saved: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (12, 10)).save("small.png")
+    given = [*name.split(), *(str(saved / word) if word in ("pipeline", "tokenizer") else word for word in words)]
+    assert main([*given, "--out", "x", "--max-pixels", "479"]) == 1
+    assert "photo.png has 24 x 20 pixels; --max-pixels allows more than 479" in capsys.readouterr().err
+    assert main([*given, "--out", "x", "--max-pixels", "480"]) == 0
+
+
 @pytest.mark.parametrize("kind", ["pipeline", "tokenizer", "generator"])
 def test_inspect_says_what_it_is(
     saved: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

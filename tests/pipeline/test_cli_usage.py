@@ -41,6 +41,10 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         (["edit", "photo.jpg"], 'coda: no "edit photo.jpg"'),
         (["sample", "--stpes", "3"], "coda sample: unknown flag --stpes; did you mean --steps?"),
         (["sample", "--class"], "coda sample: --class needs a value"),
+        (
+            ["sample", "--guidance", "1e300"],
+            'coda sample: --guidance "1e300" is not a number, at least 0 and at most 1000',
+        ),
         (["sample", "--num", "many"], 'coda sample: --num "many" is not a whole number'),
         (["sample", "207"], 'coda sample: unexpected "207"'),
         (["sample", "--class", "207", "--help-me"], "coda sample: unknown flag --help-me"),
@@ -284,4 +288,5 @@ def test_a_signal_ends_a_run_with_one_line(number: signal.Signals, status: int, 
     ],
 )
 def test_reasons_are_plain(error: Exception, line: str) -> None:
-    assert reason(error).startswith(line)
+    assert reason(error, ["--batch-size", "--size"]).startswith(line)
+    assert "--batch-size" not in reason(error, ["--size"])  # a flag that the command does not have

@@ -56,6 +56,13 @@ def test_a_flag_means_the_same_everywhere() -> None:
     assert {word for word, found in kinds.items() if len(found) > 1} == {"size"}
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_flags_that_messages_about_images_name_are_there(name: str) -> None:
+    words = {found.word for found in arguments_of(load_command(name))}
+    assert not words & {"data", "reference"} or words >= {"max-pixels", "num-classes"}
+    assert not words & {"image", "images"} or "max-pixels" in words
+
+
 def test_choices_are_those_of_the_library() -> None:
     from coda.benchmarks.timing.quantizer import QUANTIZER_SHAPES
     from coda.tokenizer.code_cache.export_formats import EXPORT_FORMATS

@@ -9,6 +9,7 @@ from PIL import Image
 
 from coda.benchmarks.image_sets.image_set import open_image_set
 from coda.benchmarks.image_sets.saved_samples import SavedSamples
+from coda.benchmarks.settings import MeasureSettings
 from coda.tokenizer import CodaError
 
 
@@ -45,6 +46,8 @@ def test_a_missing_sample_is_reported(tmp_path: Path) -> None:
     ((_, labels),) = images.batches(8)
     assert len(labels) == 2
     assert [item.key for item in images.skipped] == ["seed0.png"]
+    with pytest.raises(CodaError, match=r"seed0\.png, has 8 x 8 pixels"):
+        list(open_image_set(folder, settings=MeasureSettings(max_pixels=63)).batches(8))
 
 
 @pytest.mark.parametrize(

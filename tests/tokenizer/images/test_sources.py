@@ -605,6 +605,7 @@ def test_a_changed_image_or_label_changes_the_fingerprint(tmp_path: Path) -> Non
     image.write_bytes(image.read_bytes()[:-1] + b" ")
     os.utime(image, ns=(0, 10**18))
     longer = open_images(location).fingerprint
+    assert open_images(location, max_pixels=10).fingerprint != longer  # other images are skipped
     (tmp_path / "data" / "1").rename(tmp_path / "data" / "other")
     assert len({before, longer, open_images(location).fingerprint}) == 3
     one, two = (save_parquet(tmp_path / name / "x.parquet", [1, 2], [label, 3]) for name, label in (("a", 1), ("b", 2)))
