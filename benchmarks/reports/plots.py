@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Literal
 
 from coda.tokenizer.foundation.atomic_io import write_bytes
 
 _COLORS = ("#4878a8", "#d0743c", "#5a9a5a", "#a05a96", "#8a6d4b", "#777777")
+_STYLES = tuple((color, style) for style, color in product(("-", "--", ":"), _COLORS))
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Plot:
         values: The values, or several lines of them by name; None leaves a gap.
         kind: "bars" or "line".
         log: Whether the axis of the values is logarithmic.
+        positions: Where the labels stand on the x axis, for a numeric axis; a line then passes over its gaps.
+        log_x: Whether the x axis is logarithmic, if there are positions.
+        reference: Name and value of a horizontal line.
     """
 
     name: str
@@ -37,6 +41,9 @@ class Plot:
     values: Sequence[float | None] | Mapping[str, Sequence[float | None]]
     kind: Literal["bars", "line"] = "bars"
     log: bool = False
+    positions: Sequence[float] | None = None
+    log_x: bool = False
+    reference: tuple[str, float] | None = None
 
 
 def draw(plots: Sequence[Plot], folder: Path) -> list[str]:
@@ -48,21 +55,30 @@ def draw(plots: Sequence[Plot], folder: Path) -> list[str]:
         return []
     names = []
     for plot in plots:
-        figure = Figure(figsize=(6, 3.5), layout="constrained")
-        axes = FigureCanvasAgg(figure).figure.add_subplot()
-        places = range(len(plot.labels))
         lines = plot.values if isinstance(plot.values, Mapping) else {"": plot.values}
-        for (name, line), color in zip(lines.items(), cycle(_COLORS), strict=False):
-            values = [float("nan") if value is None else value for value in line]
+        many = len(lines) > len(_COLORS)
+        figure = Figure(figsize=(9, 4.5) if many else (6, 3.5), layout="constrained")
+        axes = FigureCanvasAgg(figure).figure.add_subplot()
+        places = range(len(plot.labels)) if plot.positions is None else plot.positions
+        for (name, line), (color, style) in zip(lines.items(), cycle(_STYLES), strict=False):
+            points = [(x, float("nan") if y is None else y) for x, y in zip(places, line, strict=True)]
+            if plot.positions is not None:
+                points = [(x, y) for x, y in points if y == y]  # not NaN
             if plot.kind == "bars":
-                axes.bar(places, values, color=color)
-            else:
-                axes.plot(places, values, marker="o", color=color, label=name or None)
+                axes.bar(*zip(*points, strict=True), color=color)
+            elif points:
+                axes.plot(*zip(*points, strict=True), marker="o", color=color, linestyle=style, label=name or None)
+        if plot.reference is not None:
+            axes.axhline(plot.reference[1], color="black", linewidth=1, linestyle="-.", label=plot.reference[0])
         if plot.log:
             axes.set_yscale("log")
-        if len(lines) > 1:
-            axes.legend(fontsize="small")
-        axes.set_xticks(places, plot.labels)
+        if len(lines) > 1 or plot.reference is not None:
+            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if many else {}
+            axes.legend(fontsize="small", **beside)
+        if plot.positions is None:
+            axes.set_xticks(places, plot.labels)
+        elif plot.log_x:
+            axes.set_xscale("log")
         axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label)
         axes.grid(axis="y", alpha=0.3)
         name = f"{plot.name}.png"

@@ -1,0 +1,85 @@
+"""The rungs of the ablation: which quantizer, which levels, which start, with or without LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from coda.tokenizer.foundation.errors import CodaError
+from coda.tokenizer.layout import Grid
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One trained tokenizer of the ablation.
+
+    Attributes:
+        quantizer: "vq" (nearest neighbor, EMA codebook), "vq gradient" (nearest neighbor, codebook learned by
+            gradient) or "attention" (CODA's retrieval).
+        sides: Grids of its levels; one alone is direct VQ.
+        start: "data" starts from residual k-means, "random" from random weights.
+        lora_rank: Rank of the LoRA on the VAE; 0 leaves the VAE unchanged.
+    """
+
+    quantizer: Literal["vq", "vq gradient", "attention"]
+    sides: tuple[Grid, ...]
+    start: Literal["data", "random"] = "data"
+    lora_rank: int = 0
+
+    @property
+    def slug(self) -> str:
+        """Name of its folder."""
+        lora = f"-lora-{self.lora_rank}" if self.lora_rank else ""
+        return f"{self.quantizer.replace(' ', '-')}-levels-{len(self.sides):02d}-{self.start}{lora}"
+
+
+Rungs = Mapping[str, Rung]
+
+
+def ladder(sides: Sequence[Grid], lora_rank: int) -> dict[str, Rung]:
+    """The paper's ablation: every rung adds one idea to the one before it."""
+    levels = tuple(sides)
+    return {
+        "direct VQ": Rung("vq", levels[-1:]),
+        "+ residual levels": Rung("vq", levels),
+        "+ attention": Rung("attention", levels),
+        "+ LoRA on the VAE": Rung("attention", levels, lora_rank=lora_rank),
+    }
+
+
+def starts(sides: Sequence[Grid], lora_rank: int) -> dict[str, Rung]:
+    """The rungs of `ladder` from random weights, and VQ's other rule for the codebook."""
+    levels = tuple(sides)
+    return {
+        "direct VQ": Rung("vq", levels[-1:], "random"),
+        "direct VQ, codebook by gradient": Rung("vq gradient", levels[-1:], "random"),
+        "+ residual levels": Rung("vq", levels, "random"),
+        "+ attention": Rung("attention", levels, "random"),
+        "+ LoRA on the VAE": Rung("attention", levels, "random", lora_rank),
+    }
+
+
+def level_sweep(sides: Sequence[Grid], counts: Sequence[int] | None = None) -> dict[str, Rung]:
+    """One rung of residual VQ per number of levels, with sides evenly spread over all, including the last (Figure 4).
+
+    Args:
+        sides: All sides.
+        counts: Numbers of levels; None takes 1, 2, 4, … and all.
+
+    Raises:
+        CodaError: If a number of levels is not in [1, len(sides)].
+    """
+    if counts is None:
+        counts = [*(2**i for i in range(len(sides).bit_length()) if 2**i < len(sides)), len(sides)]
+    for count in counts:
+        if not 1 <= count <= len(sides):
+            raise CodaError(f"levels {count}: expected 1 to {len(sides)}")
+    return {str(count): Rung("vq", _evenly(sides, count)) for count in sorted(set(counts))}
+
+
+def _evenly(sides: Sequence[Grid], count: int) -> tuple[Grid, ...]:
+    """`count` of the sides, evenly spread, including the last; a single one is the last."""
+    if count == 1:
+        return (sides[-1],)
+    return tuple(sides[round(i * (len(sides) - 1) / (count - 1))] for i in range(count))

@@ -1,0 +1,101 @@
+"""What rungs start from: a normalized VAE, its latents on training images, and codebooks of residual k-means.
+
+Rungs with the same levels and the same seed start from the same codebook, which is fitted once and kept on the disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file
+
+from coda.tokenizer.foundation.atomic_io import save_tensors
+from coda.tokenizer.foundation.progress import progress
+from coda.tokenizer.foundation.seeding import step_generator
+from coda.tokenizer.images import ImageSource, image_batches, to_unit
+from coda.tokenizer.layout import CodeLayout
+from coda.tokenizer.quantizer.kmeans import residual_kmeans
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE, measure_normalization
+
+_STATISTICS_IMAGES = 256
+
+
+class Codebook(NamedTuple):
+    """values: (K, C). seconds: what encoding and fitting took."""
+
+    values: torch.Tensor
+    seconds: float
+
+
+class Starts:
+    """The starting points of all rungs of one ablation.
+
+    Args:
+        vae: Frozen, on the device that does the work; normalized here if it is not.
+        source: Training images.
+        folder: Where codebooks are kept.
+        size: Image size in pixels.
+        images: Number of images for k-means.
+        batch_size: Images per batch.
+        workers: Processes that decode.
+        strict: Raise an error for an image that cannot be read.
+    """
+
+    def __init__(
+        self,
+        vae: ContinuousVAE,
+        source: ImageSource,
+        folder: Path,
+        size: int,
+        images: int,
+        batch_size: int,
+        workers: int,
+        strict: bool,
+    ) -> None:
+        self._source, self._folder, self._size, self._batch_size = source, folder, size, batch_size
+        self._workers, self._strict = workers, strict
+        self.images = min(images, len(source))
+        self._device = vae.device
+        self.vae = measure_normalization(vae, self._batches(0, _STATISTICS_IMAGES)) if vae.is_unnormalized else vae
+        self._latents = lru_cache(maxsize=1)(self._encoded)
+
+    def codebook(self, layout: CodeLayout, seed: int) -> Codebook:
+        """The codebook of residual k-means on these levels."""
+        path = self._folder / f"levels-{layout.num_levels:02d}-seed-{seed}.safetensors"
+        if not path.exists():
+            latents, encoding = self._latents(seed)
+            began = time.perf_counter()
+            values = residual_kmeans(latents, layout.sides, layout.codebook_size, seed=seed)
+            seconds = torch.tensor(encoding + time.perf_counter() - began, dtype=torch.float64)
+            save_tensors(path, {"values": values, "seconds": seconds})
+        found = load_file(path)
+        return Codebook(found["values"].to(self._device), float(found["seconds"]))
+
+    def moments(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each channel of the latents, (C,) each."""
+        channels = self._latents(seed)[0].movedim(1, 0).flatten(1)
+        return channels.mean(dim=1), channels.std(dim=1).clamp(min=1e-6)
+
+    @torch.no_grad()
+    def _encoded(self, seed: int) -> tuple[torch.Tensor, float]:
+        """Latents (N, C, h, w) of the images for k-means, and the seconds that they took."""
+        began = time.perf_counter()
+        latents = torch.cat([self.vae.encode(images) for images in self._batches(seed, self.images)])
+        return latents, time.perf_counter() - began
+
+    def _batches(self, seed: int, count: int) -> Iterator[torch.Tensor]:
+        """Training images drawn by the seed, (B, 3, H, W) in [-1, 1]."""
+        generator = step_generator(seed, 0, "k-means images")
+        order = torch.randperm(len(self._source), generator=generator)[:count].tolist()
+        batches = image_batches(
+            self._source, self._size, self._batch_size, order, workers=self._workers, strict=self._strict
+        )
+        with progress("Encoding images for the start", total=len(order), unit="images") as bar:
+            for batch in batches:
+                yield to_unit(batch.pixels.to(self._device))
+                bar.advance(len(batch))
