@@ -1,81 +1,42 @@
-"""The paper's ablation at a small budget, direct VQ → residual levels → attention → LoRA, and its sweep over levels.
+"""The paper's ablation at a small budget: what each idea brings, every rung trained on the same images and losses.
 
-All rungs share the images, the codebook size, the seed and, if they train, the number of steps, and are measured on the
-same images. Untrained rungs are the k-means initialization, where retrieval is nearest neighbor. The paper trains those
-too, so its gap between "direct" and "attention" cannot be compared with ours.
+Measured beside it: numbers of levels (Figure 4), random starts, confidence of the assignments (Figure 5), and
+quantizers that need no training.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from coda.tokenizer import CodeLayout, adapt, default_sides, load_vae
+from coda.tokenizer import CodeLayout, default_sides, load_vae
+from coda.tokenizer.foundation.atomic_io import write_json
 from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import log_info
 from coda.tokenizer.images import ImageSource, open_images
-from coda.tokenizer.layout import Grid
 from coda.tokenizer.settings import AdaptSettings, RunOptions
 from coda.tokenizer.training.run_directory import RunDirectory
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
-from .features.extractors import FigureNames, load_extractor, require_torch_fidelity
-from .image_sets.image_set import open_image_set
-from .reconstruction import reconstruction_metrics
-from .reports.plots import Plot
+from .comparison import sample_size_warnings
+from .features.extractors import load_extractor, require_torch_fidelity
+from .image_sets.image_set import ROUNDING, open_image_set
 from .reports.provenance import describe_run, model_identity
-from .reports.report import Cell, Figure, Report, Table
-from .settings import AblationSettings, ReconstructionSettings
+from .reports.report import Report
+from .rungs.figures import Figures, TestImages
+from .rungs.report import LADDER, LEVELS, RIVALS, STARTS, Group, Measured, headline_figures, plots, tables
+from .rungs.rivals import Standardized, rivals
+from .rungs.rung import Rung, Rungs, ladder, level_sweep, starts
+from .rungs.starts import Starts
+from .rungs.training import train_rung
+from .settings import AblationSettings
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """One tokenizer of the ablation.
-
-    Attributes:
-        sides: Grids of its levels.
-        steps: Training steps; 0 keeps the k-means initialization.
-        lora_rank: 0 trains the quantizer alone.
-    """
-
-    sides: tuple[Grid, ...]
-    steps: int
-    lora_rank: int
-
-
-Rungs = Mapping[str, Recipe]
-
-
-def ladder(sides: Sequence[Grid], steps: int, lora_rank: int) -> dict[str, Recipe]:
-    """The four rungs; each adds one idea."""
-    all_sides = tuple(sides)
-    return {
-        "direct VQ": Recipe((sides[-1],), 0, 0),
-        "+ residual levels": Recipe(all_sides, 0, 0),
-        "+ attention, trained": Recipe(all_sides, steps, 0),
-        "+ LoRA on the VAE": Recipe(all_sides, steps, lora_rank),
-    }
-
-
-def level_sweep(sides: Sequence[Grid], counts: Sequence[int] | None = None) -> dict[str, Recipe]:
-    """One untrained rung per number of levels, with sides evenly spread over all, including the last.
-
-    Args:
-        sides: All sides.
-        counts: Numbers of levels; None takes 1, 2, 4, … and all.
-
-    Raises:
-        CodaError: If a number of levels is not in [1, len(sides)].
-    """
-    if counts is None:
-        counts = [*(2**i for i in range(len(sides).bit_length()) if 2**i < len(sides)), len(sides)]
-    for count in counts:
-        if not 1 <= count <= len(sides):
-            raise CodaError(f"levels {count}: expected 1 to {len(sides)}")
-    return {str(count): Recipe(_evenly(sides, count), 0, 0) for count in sorted(set(counts))}
+_VECTORS_PER_CODE = 128  # for k-means, by default
 
 
 def ablation(
@@ -86,129 +47,127 @@ def ablation(
     settings: AblationSettings = AblationSettings(),
     run: RunOptions = RunOptions(),
 ) -> Report:
-    """Adapt one VAE in several ways and measure each. Rerun the same call to resume; finished rungs are kept.
+    """Make tokenizers of one VAE in several ways and measure each. Rerun the same call to resume.
 
     Args:
         vae: The continuous VAE, see `load_vae`.
-        data: Images to adapt on.
+        data: Images to train on.
         test_data: Images to measure on; None measures on `data`, and the report says so.
-        out: Directory of the report; each rung's tokenizer and figures are under `rungs/`.
+        out: Directory of the report; checkpoints, figures and tokenizers of the rungs are under `rungs/`.
         settings: What is trained and measured. Empty `levels` skip the sweep.
-        run: Device, precision of the training, and workers.
+        run: Device and workers; the precision is float32.
 
     Returns:
-        The report: one row per rung, and `report["direct VQ"]`, … the Fréchet distances.
+        The report: a table per group, and `report["direct VQ"]`, … the Fréchet distances of the ladder.
 
     Raises:
         CodaError: If `out` holds something else, the size does not fit the VAE, or images cannot be opened.
     """
     require_torch_fidelity()
     network = load_extractor(settings.extractor, resolve_device(run.device))
-    settings = replace(settings, extractor=network)
-    continuous = load_vae(vae)
-    grid, rest = divmod(settings.size, continuous.factor)
-    if rest:
-        raise CodaError(f"size {settings.size} is not a multiple of the VAE's factor {continuous.factor}")
-    sides = CodeLayout(settings.sides or default_sides(grid, grid), settings.codebook_size).sides
-    rungs, sweep = ladder(sides, settings.steps, settings.lora_rank), level_sweep(sides, settings.levels)
+    continuous = load_vae(vae).requires_grad_(False)
+    layout = _layout(continuous, settings)
+    rungs = _rungs(layout, settings)
 
     def describe(images: str | Path | ImageSource) -> dict[str, Any]:
         return open_image_set(images, settings.size, None, settings).description
 
     record = {
+        **vars(settings),
+        "extractor": network.name,
         "vae": model_identity(continuous),
         "data": describe(data),
         "test_data": None if test_data is None else describe(test_data),
-        "rungs": {name: asdict(recipe) for name, recipe in rungs.items()},
-        "sweep": {name: asdict(recipe) for name, recipe in sweep.items()},
-        **{name: getattr(settings, name) for name in ("codebook_size", "batch_size", "limit", "seed")},
-        "extractor": network.name,
+        "sides": [list(side) for side in layout.sides],
     }
     directory = RunDirectory(out, "ablation benchmark", record, run.overwrite)
     if directory.complete:
         return Report.load(out)
-    run = replace(run, overwrite=False)  # finished rungs are kept
+    continuous = continuous.to(network.device)
+    images = open_image_set(data if test_data is None else test_data, settings.size, settings.limit, settings, run)
+    test = TestImages(images, network, settings.batch_size, settings.seed)
+    training = AdaptSettings.from_mapping({**vars(settings), "kmeans_images": _kmeans_images(layout, settings)})
     source = open_images(data, settings.max_pixels, settings.num_classes)
-    measured: dict[Recipe, Report] = {}
-    recipes = list(dict.fromkeys([*rungs.values(), *sweep.values()]))
-    for number, recipe in enumerate(recipes, 1):
-        folder = directory.path / "rungs" / _folder_name(recipe)
-        log_info(f"Rung {number} of {len(recipes)}: {_folder_name(recipe)}")
-        adapt_settings = AdaptSettings.from_mapping({**vars(settings), **asdict(recipe)})
-        made = adapt(vae, source, folder / "tokenizer", adapt_settings, run)
-        measured[recipe] = reconstruction_metrics(
-            made,
-            data if test_data is None else test_data,
-            folder / "figures",
-            ReconstructionSettings.from_mapping(vars(settings)),
-            run,
-            continuous=continuous if number == 1 else None,  # it is the same for all
-        )
-    first = measured[recipes[0]]
-    provenance = {
-        **record,
-        **{key: first.provenance[key] for key in ("reference", "self_check", "extractor", "rounding")},
-        **describe_run(network.device),
-    }
+    start = Starts(continuous, source, directory.path / "rungs" / "starts", training, run)
+    groups = _train(rungs, start, directory.path / "rungs", settings, test)
+    if "rivals" in settings.tables:
+        groups[RIVALS] = _measure_rivals(start, layout, settings.seed, directory.path / "rungs", test)
+    own = Measured([[test.measure(lambda images: continuous.decode(continuous.encode(images)).clamp(-1, 1))]])
+    names = network.figure_names
     warnings = [] if test_data is not None else ["Measured on the images that the tokenizers were adapted on."]
-    report = _report(rungs, sweep, measured, network.figure_names, provenance, warnings + first.warnings)
+    report = Report(
+        title="Ablation",
+        figures=headline_figures(groups.get(LADDER, {}), names),
+        tables=tables(groups, own, names),
+        plots=plots(groups, own, names),
+        warnings=warnings + sample_size_warnings(*test.dimensions, names.distance),
+        provenance={
+            **record,
+            "reference": test.description,
+            "self_check": f"{test.self_check:.3g} (the originals against themselves)",
+            "extractor": network.description,
+            "rounding": ROUNDING,
+            "images seen": f"{start.images} of k-means (random starts train on as many more), then {settings.steps} "
+            f"steps of {settings.batch_size}",
+            **describe_run(network.device),
+        },
+    )
     directory.finish(report.save)
     return report
 
 
-def _report(
-    rungs: Rungs,
-    sweep: Rungs,
-    measured: Mapping[Recipe, Report],
-    names: FigureNames,
-    provenance: dict[str, Any],
-    warnings: list[str],
-) -> Report:
-    first, codebook_size = next(iter(measured.values())), provenance["codebook_size"]
-    return Report(
-        title="Ablation",
-        figures=[Figure(name, measured[recipe][names.distance], note=names.distance) for name, recipe in rungs.items()],
-        tables=[
-            _table("Ideas of the paper", rungs, measured, codebook_size, names, first),
-            _table("Number of levels (not trained)", sweep, measured, codebook_size, names, first),
-        ],
-        warnings=warnings,
-        provenance=provenance,
-        plots=[
-            _plot("ideas", "Ideas of the paper", "", rungs, measured, names.distance),
-            _plot("levels", "Number of levels (not trained)", "levels", sweep, measured, names.distance),
-        ],
-    )
+def _layout(vae: ContinuousVAE, settings: AblationSettings) -> CodeLayout:
+    """Layout of the rungs with all levels."""
+    grid, rest = divmod(settings.size, vae.factor)
+    if rest:
+        raise CodaError(f"size {settings.size} is not a multiple of the VAE's factor {vae.factor}")
+    layout = CodeLayout(settings.sides or default_sides(grid, grid), settings.codebook_size)
+    if layout.grid != (grid, grid):
+        raise CodaError(f"the last side is {layout.grid}, the latent's grid at {settings.size} pixels is {grid, grid}")
+    return layout
 
 
-def _evenly(sides: Sequence[Grid], count: int) -> tuple[Grid, ...]:
-    """`count` of the sides, evenly spread, including the last; a single one is the last."""
-    if count == 1:
-        return (sides[-1],)
-    return tuple(sides[round(i * (len(sides) - 1) / (count - 1))] for i in range(count))
+def _rungs(layout: CodeLayout, settings: AblationSettings) -> dict[str, Rungs]:
+    """The rungs of each table that trains."""
+    found = {
+        LADDER: ladder(layout.sides, settings.lora_rank),
+        LEVELS: level_sweep(layout.sides, settings.levels),
+        STARTS: starts(layout.sides, settings.lora_rank),
+    }
+    return {key: rungs for key, rungs in found.items() if key in settings.tables}
 
 
-def _folder_name(recipe: Recipe) -> str:
-    return f"levels-{len(recipe.sides):02d}-steps-{recipe.steps}-lora-{recipe.lora_rank}"
+def _kmeans_images(layout: CodeLayout, settings: AblationSettings) -> int:
+    return settings.kmeans_images or -(-_VECTORS_PER_CODE * layout.codebook_size // layout.num_tokens)
 
 
-def _table(
-    title: str, rungs: Rungs, measured: Mapping[Recipe, Report], codebook_size: int, names: FigureNames, first: Report
-) -> Table:
-    """One row per rung, and one for the continuous VAE, which was measured with the `first` rung."""
-    shown = ("psnr", "ssim", names.distance, names.kid)
-    rows: list[list[Cell]] = []
-    for name, recipe in rungs.items():
-        layout = CodeLayout(recipe.sides, codebook_size)
-        bits = round(layout.num_tokens * math.log2(codebook_size))
-        figures = [measured[recipe][figure] for figure in (*shown, "usage")]
-        rows.append([name, layout.num_levels, bits, recipe.steps, recipe.lora_rank, *figures])
-    own = [first[f"continuous_{figure}"] for figure in shown]
-    rows.append(["continuous VAE", None, None, None, None, *own, None])
-    columns = ("rung", "levels", "bits", "steps", "LoRA rank", "PSNR dB", "SSIM", names.distance, names.kid, "usage %")
-    return Table(title, columns, rows)
+def _train(
+    rungs: Mapping[str, Rungs], start: Starts, folder: Path, settings: AblationSettings, test: TestImages
+) -> dict[str, Group]:
+    """Train and measure every rung with every seed; a rung of several tables only once."""
+    found: dict[Rung, Measured] = {}
+    distinct = list(dict.fromkeys(rung for group in rungs.values() for rung in group.values()))
+    for number, rung in enumerate(distinct, 1):
+        runs = []
+        for seed in range(settings.seed, settings.seed + settings.seeds):
+            log_info(f"Rung {number} of {len(distinct)}, seed {seed}: {rung.slug}")
+            runs.append(train_rung(rung, seed, start, folder / f"{rung.slug}-seed-{seed}", settings.measurements, test))
+        found[rung] = Measured(runs, len(rung.sides))
+    return {key: {name: found[rung] for name, rung in group.items()} for key, group in rungs.items()}
 
 
-def _plot(name: str, title: str, x_label: str, rungs: Rungs, measured: Mapping[Recipe, Report], distance: str) -> Plot:
-    values = [measured[recipe][distance] for recipe in rungs.values()]
-    return Plot(name, title, x_label, distance, list(rungs), values, "bars" if name == "ideas" else "line")
+def _measure_rivals(start: Starts, layout: CodeLayout, seed: int, folder: Path, test: TestImages) -> Group:
+    """Figures of the quantizers that need no training, on standardized latents."""
+    found = {}
+    vae, kinds = start.vae, rivals(start.vae.latent_channels, layout.grid, layout.codebook_size)
+    for kind, sizes in kinds.items():
+        for size, make in sizes.items():
+            name = f"{kind}, {size}"
+            file = folder / f"rival-{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
+            if not file.exists():
+                log_info(f"Rival: {name}")
+                quantizer = Standardized(make(seed), *start.moments(seed))
+                figures = test.measure_codes(vae.encode, vae.decode, quantizer)
+                write_json(file, asdict(figures) | {"images_seen": start.images})
+            found[name] = Measured([[Figures(**json.loads(file.read_text()))]])
+    return found

@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from coda.tokenizer.foundation.settings import Count, Natural, Parsed, Range, Seed, Settings, Side, Size, setting
+from coda.tokenizer.foundation.settings import (
+    Count,
+    Natural,
+    Parsed,
+    Positive,
+    Range,
+    Seed,
+    Settings,
+    Side,
+    Size,
+    Weight,
+    setting,
+)
 from coda.tokenizer.settings import ImageOptions
 
 EXTRACTORS = ("auto", "inception", "efficientnet_lite0")
@@ -62,9 +74,22 @@ class AblationSettings(ReconstructionSettings):
     levels: tuple[Count, ...] | None = setting(
         None, "Numbers of levels of the sweep; by default 1, 2, 4, ... and all of them."
     )
-    steps: Natural = setting(200, "Optimizer steps of the rungs that train.")
+    tables: tuple[Literal["ladder", "levels", "starts", "rivals"], ...] = setting(
+        ("ladder", "levels", "starts", "rivals"),
+        "What is compared: the ladder of ideas, numbers of levels, random starts, rivals that need no training.",
+    )
+    seeds: Count = setting(1, "Trainings of each rung, with seeds from --seed on; tables show mean and spread.")
+    steps: Natural = setting(200, "Optimizer steps of each rung.")
     batch_size: Count = setting(8, "Images per batch.")
-    lora_rank: Natural = setting(32, "LoRA rank of the last rung.")
+    lr: Positive = setting(5e-4, "Peak learning rate.")
+    perceptual_weight: Weight = setting(0.1, "Weight of the perceptual loss.")
+    lora_rank: Count = setting(32, "LoRA rank of the last rung.")
+    kmeans_images: Count | None = setting(
+        None, "Images for the k-means initialization; by default enough for 128 vectors per code."
+    )
+    measurements: Natural = setting(
+        2, "Measurements while a rung trains: after one half, one quarter, ... of its steps."
+    )
 
 
 @dataclass(frozen=True)

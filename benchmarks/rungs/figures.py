@@ -63,18 +63,15 @@ class TestImages:
 
     Args:
         images: The images.
-        extractor: Feature extractor.
-        device: Device of the models.
+        extractor: Feature extractor; models are on its device.
         batch_size: Images per batch.
         seed: Seed of perturbed codes and KID's subsets.
     """
 
     __test__ = False  # not a test of pytest
 
-    def __init__(
-        self, images: ImageSet, extractor: FeatureExtractor, device: torch.device, batch_size: int, seed: int
-    ) -> None:
-        self._images, self._extractor, self._device = images, extractor, device
+    def __init__(self, images: ImageSet, extractor: FeatureExtractor, batch_size: int, seed: int) -> None:
+        self._images, self._extractor, self._device = images, extractor, extractor.device
         self._batch_size, self._seed = batch_size, seed
         found = extract_features(images, extractor, batch_size, "Features of the originals")
         self.description, self._features = found.description, found.features.pooled

@@ -58,7 +58,7 @@ class ScalarQuantizer:
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
         """Codes (B, C·h·w) of standardized latents."""
-        return torch.bucketize(latents, self._edges.to(latents.device)).flatten(1)
+        return torch.bucketize(latents.contiguous(), self._edges.to(latents.device)).flatten(1)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Standardized latents of codes."""

@@ -20,6 +20,7 @@ from coda.tokenizer.foundation.seeding import step_generator
 from coda.tokenizer.images import ImageSource, image_batches, to_unit
 from coda.tokenizer.layout import CodeLayout
 from coda.tokenizer.quantizer.kmeans import residual_kmeans
+from coda.tokenizer.settings import AdaptSettings, RunOptions
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE, measure_normalization
 
 _STATISTICS_IMAGES = 256
@@ -33,34 +34,25 @@ class Codebook(NamedTuple):
 
 
 class Starts:
-    """The starting points of all rungs of one ablation.
+    """The starting points of all rungs of one ablation, and what else they share.
 
     Args:
         vae: Frozen, on the device that does the work; normalized here if it is not.
         source: Training images.
         folder: Where codebooks are kept.
-        size: Image size in pixels.
-        images: Number of images for k-means.
-        batch_size: Images per batch.
-        workers: Processes that decode.
-        strict: Raise an error for an image that cannot be read.
+        settings: Of all trainings; size and kmeans_images are known.
+        run: Workers and strictness.
+
+    Attributes:
+        images: Number of images that k-means sees.
     """
 
     def __init__(
-        self,
-        vae: ContinuousVAE,
-        source: ImageSource,
-        folder: Path,
-        size: int,
-        images: int,
-        batch_size: int,
-        workers: int,
-        strict: bool,
+        self, vae: ContinuousVAE, source: ImageSource, folder: Path, settings: AdaptSettings, run: RunOptions
     ) -> None:
-        self._source, self._folder, self._size, self._batch_size = source, folder, size, batch_size
-        self._workers, self._strict = workers, strict
-        self.images = min(images, len(source))
-        self._device = vae.device
+        assert settings.kmeans_images is not None
+        self.source, self.settings, self.run, self._folder = source, settings, run, folder
+        self.images, self.device = min(settings.kmeans_images, len(source)), vae.device
         self.vae = measure_normalization(vae, self._batches(0, _STATISTICS_IMAGES)) if vae.is_unnormalized else vae
         self._latents = lru_cache(maxsize=1)(self._encoded)
 
@@ -74,7 +66,7 @@ class Starts:
             seconds = torch.tensor(encoding + time.perf_counter() - began, dtype=torch.float64)
             save_tensors(path, {"values": values, "seconds": seconds})
         found = load_file(path)
-        return Codebook(found["values"].to(self._device), float(found["seconds"]))
+        return Codebook(found["values"].to(self.device), float(found["seconds"]))
 
     def moments(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of each channel of the latents, (C,) each."""
@@ -90,12 +82,13 @@ class Starts:
 
     def _batches(self, seed: int, count: int) -> Iterator[torch.Tensor]:
         """Training images drawn by the seed, (B, 3, H, W) in [-1, 1]."""
-        generator = step_generator(seed, 0, "k-means images")
-        order = torch.randperm(len(self._source), generator=generator)[:count].tolist()
+        settings, generator = self.settings, step_generator(seed, 0, "k-means images")
+        assert settings.size is not None
+        order = torch.randperm(len(self.source), generator=generator)[:count].tolist()
         batches = image_batches(
-            self._source, self._size, self._batch_size, order, workers=self._workers, strict=self._strict
+            self.source, settings.size, settings.batch_size, order, workers=self.run.workers, strict=self.run.strict
         )
         with progress("Encoding images for the start", total=len(order), unit="images") as bar:
             for batch in batches:
-                yield to_unit(batch.pixels.to(self._device))
+                yield to_unit(batch.pixels.to(self.device))
                 bar.advance(len(batch))

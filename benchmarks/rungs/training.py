@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,11 +20,11 @@ from coda.tokenizer import CodaTokenizer
 from coda.tokenizer.foundation.atomic_io import write_json
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.foundation.seeding import derived_seed
-from coda.tokenizer.images import ImageSource, to_unit, training_batches
+from coda.tokenizer.images import to_unit, training_batches
 from coda.tokenizer.layout import CodeLayout
 from coda.tokenizer.quantizer.kmeans import initialize_nearest_neighbor
 from coda.tokenizer.quantizer.residual_quantizer import ResidualQuantizer
-from coda.tokenizer.settings import AdaptSettings, RunOptions
+from coda.tokenizer.settings import AdaptSettings
 from coda.tokenizer.training.losses import ReconstructionLoss
 from coda.tokenizer.training.optimization import OptimizerWithEMA, check_finite, learning_rate
 from coda.tokenizer.training.run_directory import RunDirectory
@@ -79,15 +79,7 @@ class RungModel(torch.nn.Module):
 
 
 def train_rung(
-    rung: Rung,
-    seed: int,
-    starts: Starts,
-    source: ImageSource,
-    folder: Path,
-    settings: AdaptSettings,
-    run: RunOptions,
-    measurements: int,
-    test: Callable[[], TestImages],
+    rung: Rung, seed: int, starts: Starts, folder: Path, measurements: int, test: TestImages
 ) -> list[Figures]:
     """Train a rung and measure it on the way. Rerun the same call to resume.
 
@@ -96,17 +88,15 @@ def train_rung(
     Args:
         rung: What is trained.
         seed: Seed of start, order of the images and LoRA.
-        starts: The VAE, and codebooks for rungs that start from data.
-        source: Training images.
+        starts: The VAE, the images, the settings, and codebooks for rungs that start from data.
         folder: Where checkpoints and figures are kept.
-        settings: Image size, codebook, losses, schedule and steps.
-        run: Workers and strictness.
         measurements: Measurements on the way: after one half, one quarter, … of the steps.
-        test: The images to measure on, made when they are first needed.
+        test: The images to measure on.
 
     Returns:
         Figures, in the order of the images seen; the last are those of the finished rung.
     """
+    settings = starts.settings
     steps = settings.steps
     seen_before = starts.images if rung.start == "data" else 0
     if rung.start == "random":
@@ -116,21 +106,22 @@ def train_rung(
     directory = RunDirectory(folder, "ablation rung benchmark", record)
     files = [folder / f"figures-{stop:08d}.json" for stop in stops]
     if not directory.complete:
-        model, seconds = _initialize(rung, seed, starts, settings)
-        training = _Training(model, directory, source, settings, run, seed, steps, seconds)
+        model, seconds = _initialize(rung, seed, starts)
+        training = _Training(model, directory, starts, seed, steps, seconds)
         for stop, file in zip(stops, files, strict=True):
             training.run_until(stop)
             if not file.exists():
                 with training.averaged_weights():
-                    found = model.measure(test(), perturbed=stop == steps)
+                    found = model.measure(test, perturbed=stop == steps)
                 seen = seen_before + stop * settings.batch_size
                 write_json(file, asdict(found) | {"images_seen": seen, "seconds": training.seconds})
         directory.finish(training.write)
     return [Figures(**json.loads(file.read_text())) for file in files]
 
 
-def _initialize(rung: Rung, seed: int, starts: Starts, settings: AdaptSettings) -> tuple[RungModel, float]:
+def _initialize(rung: Rung, seed: int, starts: Starts) -> tuple[RungModel, float]:
     """The model before training, and the seconds that its start took."""
+    settings = starts.settings
     layout, seconds = CodeLayout(rung.sides, settings.codebook_size), 0.0
     vae = copy.deepcopy(starts.vae).requires_grad_(False)
     channels, codebook = vae.latent_channels, None
@@ -150,7 +141,7 @@ def _initialize(rung: Rung, seed: int, starts: Starts, settings: AdaptSettings) 
             quantizer = VectorQuantizer(first, layout, decay=None if rung.quantizer == "vq gradient" else 0.99)
     if rung.lora_rank:
         add_lora(vae, rung.lora_rank, seed=derived_seed("lora", seed))
-    return RungModel(vae, quantizer, settings).to(starts.vae.device), seconds
+    return RungModel(vae, quantizer, settings).to(starts.device), seconds
 
 
 class _Training:
@@ -161,26 +152,18 @@ class _Training:
     """
 
     def __init__(
-        self,
-        model: RungModel,
-        directory: RunDirectory,
-        source: ImageSource,
-        settings: AdaptSettings,
-        run: RunOptions,
-        seed: int,
-        steps: int,
-        seconds: float,
+        self, model: RungModel, directory: RunDirectory, starts: Starts, seed: int, steps: int, seconds: float
     ) -> None:
-        self._model, self._directory, self._source = model, directory, source
-        self._settings, self._run, self._seed, self._steps = settings, run, seed, steps
+        self._model, self._directory, self._starts = model, directory, starts
+        self._seed, self._steps = seed, steps
         self.done, self.seconds = 0, seconds
         self._optimizer: OptimizerWithEMA | None = None
         if any(p.requires_grad for p in model.parameters()):
-            self._optimizer = OptimizerWithEMA(model, betas=(0.5, 0.9), ema_decay=settings.ema_decay)
+            self._optimizer = OptimizerWithEMA(model, betas=(0.5, 0.9), ema_decay=starts.settings.ema_decay)
         if checkpoint := directory.latest():
             self.done, self.seconds = checkpoint.step, checkpoint.state["seconds"]
-            state = model.quantizer.state_dict()
-            model.quantizer.load_state_dict({name: checkpoint.tensors[f"quantizer.{name}"] for name in state})
+            for name, tensor in self._averages().items():
+                tensor.copy_(checkpoint.tensors[name])
             if self._optimizer is not None:
                 self._optimizer.load_state_tensors("rung", checkpoint.tensors, self.done)
 
@@ -188,15 +171,15 @@ class _Training:
         """Train until `stop` steps are done, and leave a checkpoint."""
         if self.done >= stop:
             return
-        settings, began = self._settings, time.perf_counter()
+        settings, began = self._starts.settings, time.perf_counter()
         assert settings.size is not None
         batches = training_batches(
-            self._source, settings.size, settings.batch_size, self._seed, self.done, stop,
-            workers=self._run.workers, strict=self._run.strict,
+            self._starts.source, settings.size, settings.batch_size, self._seed, self.done, stop,
+            workers=self._starts.run.workers, strict=self._starts.run.strict,
         )  # fmt: skip
         with progress("Training", total=self._steps, completed=self.done) as bar:
             for step, batch in enumerate(batches, self.done):
-                loss = self._model(to_unit(batch.pixels.to(self._model.vae.device)))
+                loss = self._model(to_unit(batch.pixels.to(self._starts.device)))
                 if self._optimizer is not None:
                     loss.backward()
                     self._optimizer.step(learning_rate(step, self._steps, settings.lr, settings.warmup))
@@ -226,8 +209,13 @@ class _Training:
         if isinstance(model.quantizer, ResidualQuantizer):
             CodaTokenizer(merge_lora(model.vae), model.quantizer).save_pretrained(folder / "tokenizer")
 
+    def _averages(self) -> dict[str, torch.Tensor]:
+        """State of the quantizer that no gradient trains: the moving averages of VQ."""
+        state = self._model.quantizer.state_dict(keep_vars=True)
+        return {f"quantizer.{name}": tensor for name, tensor in state.items() if not tensor.requires_grad}
+
     def _save(self) -> None:
-        tensors = {f"quantizer.{name}": tensor for name, tensor in self._model.quantizer.state_dict().items()}
+        tensors = self._averages()
         if self._optimizer is not None:
             tensors |= self._optimizer.state_tensors("rung")
         self._directory.save(self.done, tensors, {"seconds": self.seconds})
