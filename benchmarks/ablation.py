@@ -89,10 +89,11 @@ def ablation(
     training = AdaptSettings.from_mapping({**vars(settings), "kmeans_images": _kmeans_images(layout, settings)})
     source = open_images(data, settings.max_pixels, settings.num_classes)
     start = Starts(continuous, source, directory.path / "rungs" / "starts", training, run)
-    groups = _train(rungs, start, directory.path / "rungs", settings, test)
-    if "rivals" in settings.tables:
-        groups[RIVALS] = _measure_rivals(start, layout, settings.seed, directory.path / "rungs", test)
-    own = Measured([[test.measure(lambda images: continuous.decode(continuous.encode(images)).clamp(-1, 1))]])
+    own = Measured([[test.measure(start.vae)]])
+    without_training: dict[str, Group] = {}
+    if RIVALS in settings.tables:
+        without_training[RIVALS] = _measure_rivals(start, layout, settings.seed, directory.path / "rungs", test)
+    groups = _train(rungs, start, directory.path / "rungs", settings, test) | without_training
     names = network.figure_names
     warnings = [] if test_data is not None else ["Measured on the images that the tokenizers were adapted on."]
     report = Report(
@@ -145,14 +146,13 @@ def _train(
     rungs: Mapping[str, Rungs], start: Starts, folder: Path, settings: AblationSettings, test: TestImages
 ) -> dict[str, Group]:
     """Train and measure every rung with every seed; a rung of several tables only once."""
-    found: dict[Rung, Measured] = {}
     distinct = list(dict.fromkeys(rung for group in rungs.values() for rung in group.values()))
-    for number, rung in enumerate(distinct, 1):
-        runs = []
-        for seed in range(settings.seed, settings.seed + settings.seeds):
-            log_info(f"Rung {number} of {len(distinct)}, seed {seed}: {rung.slug}")
-            runs.append(train_rung(rung, seed, start, folder / f"{rung.slug}-seed-{seed}", settings.measurements, test))
-        found[rung] = Measured(runs, len(rung.sides))
+    runs: dict[Rung, list[list[Figures]]] = {rung: [] for rung in distinct}
+    for seed in range(settings.seed, settings.seed + settings.seeds):
+        for number, (rung, done) in enumerate(runs.items(), 1):
+            log_info(f"Seed {seed}, rung {number} of {len(runs)}: {rung.slug}")
+            done.append(train_rung(rung, seed, start, folder / f"{rung.slug}-seed-{seed}", settings.measurements, test))
+    found = {rung: Measured(done, len(rung.sides)) for rung, done in runs.items()}
     return {key: {name: found[rung] for name, rung in group.items()} for key, group in rungs.items()}
 
 
@@ -167,7 +167,7 @@ def _measure_rivals(start: Starts, layout: CodeLayout, seed: int, folder: Path, 
             if not file.exists():
                 log_info(f"Rival: {name}")
                 quantizer = Standardized(make(seed), *start.moments(seed))
-                figures = test.measure_codes(vae.encode, vae.decode, quantizer)
+                figures = test.measure_codes(vae, quantizer)
                 write_json(file, asdict(figures) | {"images_seen": start.images})
             found[name] = Measured([[Figures(**json.loads(file.read_text()))]])
     return found

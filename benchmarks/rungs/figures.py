@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.images import to_uint8, to_unit
 from coda.tokenizer.images.psnr_ssim import psnr, ssim
+from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
 from ..comparison import extract_features
 from ..features.distances import FeatureSet, Statistics, frechet_distance, kernel_distance
@@ -76,6 +78,7 @@ class TestImages:
         found = extract_features(images, extractor, batch_size, "Features of the originals")
         self.description, self._features = found.description, found.features.pooled
         self._statistics = Statistics.of(self._features)
+        self._encoded: tuple[ContinuousVAE, list[torch.Tensor]] | None = None
 
     @property
     def dimensions(self) -> tuple[int, int]:
@@ -87,44 +90,40 @@ class TestImages:
         """Fréchet distance of the originals to themselves: 0 up to rounding."""
         return frechet_distance(self._statistics, self._statistics)
 
-    def first(self) -> torch.Tensor:
-        """The first batch, (B, 3, H, W) in [-1, 1], on the device."""
-        pixels, _ = next(iter(self._images.batches(self._batch_size)))
-        return to_unit(pixels.to(self._device))
-
     @torch.no_grad()
-    def measure(self, reconstruct: Callable[[torch.Tensor], torch.Tensor]) -> Figures:
-        """Figures of a model without codes, images -> images in [-1, 1]."""
-        return self._measured(lambda images, _: [reconstruct(images)])
+    def latents(self, vae: ContinuousVAE) -> list[torch.Tensor]:
+        """Latents of all images, batch by batch; kept for the next call if the VAE is frozen."""
+        if self._encoded is not None and self._encoded[0] is vae:
+            return self._encoded[1]
+        found = [vae.encode(to_unit(pixels.to(self._device))) for pixels, _ in self._images.batches(self._batch_size)]
+        if not any(weight.requires_grad for weight in vae.parameters()):
+            self._encoded = (vae, found)
+        return found
 
-    @torch.no_grad()
-    def measure_codes(
-        self,
-        encode: Callable[[torch.Tensor], torch.Tensor],
-        decode: Callable[[torch.Tensor], torch.Tensor],
-        quantizer: Quantizer,
-        perturbed: bool = True,
-    ) -> Figures:
-        """Figures of a model with codes.
+    def measure(self, vae: ContinuousVAE) -> Figures:
+        """Figures of the VAE itself."""
+        return self._measured(vae, lambda latents, _: [latents])
+
+    def measure_codes(self, vae: ContinuousVAE, quantizer: Quantizer, perturbed: bool = True) -> Figures:
+        """Figures of a VAE with a quantizer.
 
         Args:
-            encode: Images in [-1, 1] -> latents.
-            decode: Latents -> images.
+            vae: Images ⇄ latents.
             quantizer: Latents ⇄ codes.
             perturbed: Whether to measure with perturbed codes, too, which takes twice the time.
         """
         layout, values = quantizer.layout, quantizer.value_table()
         usage, near = CodeUsage(layout), near_codes(values) if perturbed else None
 
-        def reconstruct(images: torch.Tensor, numbers: range) -> list[torch.Tensor]:
-            codes = quantizer.encode(encode(images))
+        def quantize(latents: torch.Tensor, numbers: range) -> list[torch.Tensor]:
+            codes = quantizer.encode(latents)
             usage.update(codes)
             variants = [codes]
             if near is not None:
                 variants.append(perturb_codes(codes, near, PERTURBED_SHARE, numbers, self._seed))
-            return [decode(quantizer.decode(variant)) for variant in variants]
+            return [quantizer.decode(variant) for variant in variants]
 
-        found, overall = self._measured(reconstruct), usage.overall()
+        found, overall = self._measured(vae, quantize), usage.overall()
         more = {
             "usage": overall.usage,
             "perplexity": overall.perplexity,
@@ -133,17 +132,21 @@ class TestImages:
         }
         return Figures(**vars(found) | more)
 
-    def _measured(self, reconstruct: Callable[[torch.Tensor, range], list[torch.Tensor]]) -> Figures:
-        """Figures of the first reconstruction of each image, and the Fréchet distance of a second, if there is one."""
+    @torch.no_grad()
+    def _measured(self, vae: ContinuousVAE, quantize: Callable[[torch.Tensor, range], list[torch.Tensor]]) -> Figures:
+        """Figures of each latent's first variant, and the Fréchet distance of a second, if there is one."""
         psnrs, ssims, features, start = [], [], (FeatureSet(), FeatureSet()), 0
-        for pixels, _ in self._images.batches(self._batch_size):
-            numbers = range(start, start + len(pixels))
-            start = numbers.stop
-            found = [to_uint8(images).cpu() for images in reconstruct(to_unit(pixels.to(self._device)), numbers)]
-            psnrs.append(psnr(pixels, found[0]))
-            ssims.append(ssim(pixels, found[0]))
-            for collected, images in zip(features, found, strict=False):
-                collected.append(self._extractor(images))
+        batches = zip(self._images.batches(self._batch_size), self.latents(vae), strict=True)
+        with progress("Measuring", total=len(self._images), unit="images") as bar:
+            for (pixels, _), latents in batches:
+                numbers = range(start, start + len(pixels))
+                start = numbers.stop
+                found = [to_uint8(vae.decode(variant)).cpu() for variant in quantize(latents, numbers)]
+                psnrs.append(psnr(pixels, found[0]))
+                ssims.append(ssim(pixels, found[0]))
+                for collected, images in zip(features, found, strict=False):
+                    collected.append(self._extractor(images))
+                bar.advance(len(pixels))
         distances = [frechet_distance(Statistics.of(f.pooled), self._statistics) for f in features if len(f)]
         return Figures(
             psnr=float(torch.cat(psnrs).mean()),

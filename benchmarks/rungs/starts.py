@@ -24,6 +24,7 @@ from coda.tokenizer.settings import AdaptSettings, RunOptions
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE, measure_normalization
 
 _STATISTICS_IMAGES = 256
+_MOST_KEPT = 1 << 30  # bytes of latents
 
 
 class Codebook(NamedTuple):
@@ -55,6 +56,8 @@ class Starts:
         self.images, self.device = min(settings.kmeans_images, len(source)), vae.device
         self.vae = measure_normalization(vae, self._batches(0, _STATISTICS_IMAGES)) if vae.is_unnormalized else vae
         self._latents = lru_cache(maxsize=1)(self._encoded)
+        self._steps: dict[int, tuple[torch.Tensor, float]] = {}
+        self._steps_seed, self._steps_bytes = 0, 0
 
     def codebook(self, layout: CodeLayout, seed: int) -> Codebook:
         """The codebook of residual k-means on these levels."""
@@ -72,6 +75,23 @@ class Starts:
         """Mean and standard deviation of each channel of the latents, (C,) each."""
         channels = self._latents(seed)[0].movedim(1, 0).flatten(1)
         return channels.mean(dim=1), channels.std(dim=1).clamp(min=1e-6)
+
+    @torch.no_grad()
+    def encode_step(self, images: torch.Tensor, seed: int, step: int) -> tuple[torch.Tensor, float]:
+        """Latents of the images of one training step, and the seconds that were saved: rungs see the same images.
+
+        Those of the latest seed are kept in memory while there is room.
+        """
+        if seed != self._steps_seed:
+            self._steps, self._steps_seed, self._steps_bytes = {}, seed, 0
+        if step in self._steps:
+            return self._steps[step]
+        began = time.perf_counter()
+        latents = self.vae.encode(images)
+        if self._steps_bytes < _MOST_KEPT:
+            self._steps[step] = latents, time.perf_counter() - began
+            self._steps_bytes += latents.nbytes
+        return latents, 0.0
 
     @torch.no_grad()
     def _encoded(self, seed: int) -> tuple[torch.Tensor, float]:

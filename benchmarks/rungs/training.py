@@ -47,6 +47,9 @@ class RungModel(torch.nn.Module):
         vae: The continuous VAE, with LoRA or frozen.
         quantizer: Its quantizer.
         settings: Weights of the losses.
+
+    Attributes:
+        adapts_vae: Whether the VAE has LoRA, so that latents change.
     """
 
     def __init__(
@@ -54,13 +57,13 @@ class RungModel(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.vae, self.quantizer, self._settings = vae, quantizer, settings
-        self._adapts_vae = any(p.requires_grad for p in vae.parameters())
-        needs_decoder = self._adapts_vae or isinstance(quantizer, ResidualQuantizer)
+        self.adapts_vae = any(p.requires_grad for p in vae.parameters())
+        needs_decoder = self.adapts_vae or isinstance(quantizer, ResidualQuantizer)
         self._reconstruction = ReconstructionLoss(settings).to(vae.device) if needs_decoder else None
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Loss of images (B, 3, H, W) in [-1, 1]: a scalar."""
-        with torch.set_grad_enabled(self._adapts_vae):
+    def forward(self, images: torch.Tensor, latents: torch.Tensor | None) -> torch.Tensor:
+        """Loss of images (B, 3, H, W) in [-1, 1], a scalar; latents are computed if they are not known."""
+        if latents is None:
             latents = self.vae.encode(images)
         out = self.quantizer(latents)
         loss = out.quantization_loss + self._settings.entropy_weight * out.entropy_loss
@@ -71,9 +74,8 @@ class RungModel(torch.nn.Module):
     def measure(self, test: TestImages, perturbed: bool) -> Figures:
         """Figures of the model as it is."""
         self.quantizer.eval()
-        found = test.measure_codes(self.vae.encode, self.vae.decode, self.quantizer, perturbed)
-        with torch.no_grad():
-            confidences = top_confidences(self.quantizer, self.vae.encode(test.first()))
+        found = test.measure_codes(self.vae, self.quantizer, perturbed)
+        confidences = top_confidences(self.quantizer, test.latents(self.vae)[0])
         self.quantizer.train()
         return Figures(**vars(found) | {"confidences": confidences})
 
@@ -123,7 +125,7 @@ def _initialize(rung: Rung, seed: int, starts: Starts) -> tuple[RungModel, float
     """The model before training, and the seconds that its start took."""
     settings = starts.settings
     layout, seconds = CodeLayout(rung.sides, settings.codebook_size), 0.0
-    vae = copy.deepcopy(starts.vae).requires_grad_(False)
+    vae = copy.deepcopy(starts.vae) if rung.lora_rank else starts.vae
     channels, codebook = vae.latent_channels, None
     if rung.start == "data":
         codebook, seconds = starts.codebook(layout, seed)
@@ -179,7 +181,11 @@ class _Training:
         )  # fmt: skip
         with progress("Training", total=self._steps, completed=self.done) as bar:
             for step, batch in enumerate(batches, self.done):
-                loss = self._model(to_unit(batch.pixels.to(self._starts.device)))
+                images, latents = to_unit(batch.pixels.to(self._starts.device)), None
+                if not self._model.adapts_vae:
+                    latents, saved = self._starts.encode_step(images, self._seed, step)
+                    self.seconds += saved
+                loss = self._model(images, latents)
                 if self._optimizer is not None:
                     loss.backward()
                     self._optimizer.step(learning_rate(step, self._steps, settings.lr, settings.warmup))
@@ -208,6 +214,7 @@ class _Training:
         model = self._model.cpu()
         if isinstance(model.quantizer, ResidualQuantizer):
             CodaTokenizer(merge_lora(model.vae), model.quantizer).save_pretrained(folder / "tokenizer")
+        self._starts.vae.to(self._starts.device)
 
     def _averages(self) -> dict[str, torch.Tensor]:
         """State of the quantizer that no gradient trains: the moving averages of VQ."""
