@@ -73,8 +73,9 @@ def draw(plots: Sequence[Plot], folder: Path) -> list[str]:
         if plot.log:
             axes.set_yscale("log")
         if len(lines) > 1 or plot.reference is not None:
-            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if many else {}
-            axes.legend(fontsize="small", **beside)
+            axes.legend(
+                fontsize="small", loc="center left" if many else "best", bbox_to_anchor=(1, 0.5) if many else None
+            )
         if plot.positions is None:
             axes.set_xticks(places, plot.labels)
         elif plot.log_x:

@@ -141,7 +141,7 @@ def _over_bits(figure: str, label: str, groups: Mapping[str, Group], own: Measur
     for name, model in groups.get(RIVALS, {}).items():
         lines.setdefault(name.partition(",")[0], []).append(model)
     points = {
-        name: {bits: model.mean(figure) for model in models if (bits := model.mean("bits")) is not None}
+        name: {round(bits): model.mean(figure) for model in models if (bits := model.mean("bits")) is not None}
         for name, models in lines.items()
     }
     return _numeric_plot(f"bits-{figure}", "Quality against bits", "bits per image", label, points, own, figure)
@@ -152,7 +152,7 @@ def _numeric_plot(
     title: str,
     x_label: str,
     y_label: str,
-    points: Mapping[str, Mapping[float, float | None]],
+    points: Mapping[str, Mapping[int, float | None]],
     own: Measured,
     figure: str,
 ) -> list[Plot]:

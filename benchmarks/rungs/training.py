@@ -135,9 +135,9 @@ def _initialize(rung: Rung, seed: int, starts: Starts) -> tuple[RungModel, float
         if rung.quantizer == "attention":
             sides = [list(side) for side in layout.sides]
             width = settings.attention_dim or 2 * channels
-            quantizer = ResidualQuantizer(channels, layout.codebook_size, sides, width, settings.norm)
+            quantizer = attention = ResidualQuantizer(channels, layout.codebook_size, sides, width, settings.norm)
             if codebook is not None:
-                initialize_nearest_neighbor(quantizer, codebook.cpu())
+                initialize_nearest_neighbor(attention, codebook.cpu())
         else:
             first = torch.randn(layout.codebook_size, channels) if codebook is None else codebook
             quantizer = VectorQuantizer(first, layout, decay=None if rung.quantizer == "vq gradient" else 0.99)

@@ -45,6 +45,9 @@ class VectorQuantizer(nn.Module):
         beta: Weight of the commitment loss.
     """
 
+    counts: torch.Tensor
+    sums: torch.Tensor
+
     def __init__(
         self, codebook: torch.Tensor, layout: CodeLayout, decay: float | None = 0.99, beta: float = 0.25
     ) -> None:

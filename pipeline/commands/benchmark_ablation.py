@@ -27,10 +27,13 @@ def ablation(
 ) -> str:
     """Measure what each idea brings: direct VQ, residual levels, attention, LoRA.
 
-    The paper's ablation on your own images, and its sweep over the number of levels. Each rung's tokenizer and figures
-    are in rungs/. Rerun the same command to resume an interrupted run: finished rungs are kept.
+    The paper's ablation on your own images: all rungs are trained on the same images, losses and steps. Beside it:
+    numbers of levels, random starts, and quantizers that need no training. Plots show quality against images seen and
+    against bits. Checkpoints, figures and tokenizers of the rungs are in rungs/. Rerun the same command to resume an
+    interrupted run.
 
     Examples:
         coda benchmark ablation --vae runs/vae --data "photos[:650]" --test-data "photos[650:]" --size 64
+        coda benchmark ablation --data photos --tables ladder --seeds 3
     """
     return ending_of(benchmarks.ablation(vae, data, test_data, out, settings, run), out)
