@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from .rungs.training import train_rung
 from .settings import AblationSettings
 
 _VECTORS_PER_CODE = 128  # for k-means, by default
+_WARMUP_PART = 10  # at most one step in ten warms up
 
 
 def ablation(
@@ -86,7 +87,7 @@ def ablation(
     continuous = continuous.to(network.device)
     images = open_image_set(data if test_data is None else test_data, settings.size, settings.limit, settings, run)
     test = TestImages(images, network, settings.batch_size, settings.seed)
-    training = AdaptSettings.from_mapping({**vars(settings), "kmeans_images": _kmeans_images(layout, settings)})
+    training = _training_settings(layout, settings)
     source = open_images(data, settings.max_pixels, settings.num_classes)
     start = Starts(continuous, source, directory.path / "rungs" / "starts", training, run)
     own = Measured([[test.measure(start.vae)]])
@@ -138,8 +139,11 @@ def _rungs(layout: CodeLayout, settings: AblationSettings) -> dict[str, Rungs]:
     return {key: rungs for key, rungs in found.items() if key in settings.tables}
 
 
-def _kmeans_images(layout: CodeLayout, settings: AblationSettings) -> int:
-    return settings.kmeans_images or -(-_VECTORS_PER_CODE * layout.codebook_size // layout.num_tokens)
+def _training_settings(layout: CodeLayout, settings: AblationSettings) -> AdaptSettings:
+    """What all rungs share: losses, schedule, images of k-means."""
+    shared = AdaptSettings.from_mapping(vars(settings))
+    images = settings.kmeans_images or -(-_VECTORS_PER_CODE * layout.codebook_size // layout.num_tokens)
+    return replace(shared, kmeans_images=images, warmup=min(shared.warmup, settings.steps // _WARMUP_PART))
 
 
 def _train(
