@@ -29,9 +29,9 @@ from .image_sets.image_set import ROUNDING, open_image_set
 from .reports.provenance import describe_run, model_identity
 from .reports.report import Report
 from .rungs.figures import Figures, TestImages
-from .rungs.report import LADDER, LEVELS, RIVALS, STARTS, Group, Measured, headline_figures, plots, tables
+from .rungs.report import LADDER, LEVELS, RIVALS, SCRATCH, STARTS, Group, Measured, headline_figures, plots, tables
 from .rungs.rivals import Standardized, rivals
-from .rungs.rung import Rung, Rungs, ladder, level_sweep, starts
+from .rungs.rung import Rung, Rungs, ladder, level_sweep, scratch, starts
 from .rungs.starts import Starts
 from .rungs.training import train_rung
 from .settings import AblationSettings
@@ -135,6 +135,7 @@ def _rungs(layout: CodeLayout, settings: AblationSettings) -> dict[str, Rungs]:
         LADDER: ladder(layout.sides, settings.lora_rank),
         LEVELS: level_sweep(layout.sides, settings.levels),
         STARTS: starts(layout.sides, settings.lora_rank),
+        SCRATCH: scratch(layout.sides),
     }
     return {key: rungs for key, rungs in found.items() if key in settings.tables}
 

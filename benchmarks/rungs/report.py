@@ -11,12 +11,13 @@ from ..reports.plots import Plot
 from ..reports.report import Cell, Figure, Table
 from .figures import PERTURBED_SHARE, Figures
 
-LADDER, LEVELS, STARTS, RIVALS = "ladder", "levels", "starts", "rivals"
+LADDER, LEVELS, STARTS, RIVALS, SCRATCH = "ladder", "levels", "starts", "rivals", "scratch"
 _TITLES = {
     LADDER: "Ideas of the paper",
     LEVELS: "Number of levels, residual VQ (Figure 4)",
     STARTS: "Random start",
     RIVALS: "Rivals without training",
+    SCRATCH: "From scratch",
 }
 _OWN = "the VAE itself"
 
@@ -122,6 +123,7 @@ def _reference(own: Measured, figure: str) -> tuple[str, float] | None:
 def _over_images(figure: str, label: str, groups: Mapping[str, Group], own: Measured) -> list[Plot]:
     """One line per trained model, over the images it has seen."""
     lines = dict(groups.get(LADDER, {})) | {f"{n}, random start": m for n, m in groups.get(STARTS, {}).items()}
+    lines |= groups.get(SCRATCH, {})
     points = {
         name: {model.runs[0][i].images_seen: model.mean(figure, i) for i in range(len(model.runs[0]))}
         for name, model in lines.items()
@@ -136,7 +138,7 @@ def _over_bits(figure: str, label: str, groups: Mapping[str, Group], own: Measur
     lines: dict[str, list[Measured]] = {}
     if levels := groups.get(LEVELS):
         lines["residual VQ, number of levels"] = list(levels.values())
-    for name, model in groups.get(LADDER, {}).items():
+    for name, model in {**groups.get(LADDER, {}), **groups.get(SCRATCH, {})}.items():
         lines[name] = [model]
     for name, model in groups.get(RIVALS, {}).items():
         lines.setdefault(name.partition(",")[0], []).append(model)

@@ -18,20 +18,24 @@ class Rung:
         quantizer: "vq" (nearest neighbor, EMA codebook), "vq gradient" (nearest neighbor, codebook learned by
             gradient) or "attention" (CODA's retrieval).
         sides: Grids of its levels; one alone is direct VQ.
-        start: "data" starts from residual k-means, "random" from random weights.
+        start: "data" starts from residual k-means, "random" from random weights, "scratch" from random weights of the
+            VAE, too, which is trained as a whole.
         lora_rank: Rank of the LoRA on the VAE; 0 leaves the VAE unchanged.
+        budget: Multiple of the images that the other rungs see.
     """
 
     quantizer: Literal["vq", "vq gradient", "attention"]
     sides: tuple[Grid, ...]
-    start: Literal["data", "random"] = "data"
+    start: Literal["data", "random", "scratch"] = "data"
     lora_rank: int = 0
+    budget: int = 1
 
     @property
     def slug(self) -> str:
         """Name of its folder."""
         lora = f"-lora-{self.lora_rank}" if self.lora_rank else ""
-        return f"{self.quantizer.replace(' ', '-')}-levels-{len(self.sides):02d}-{self.start}{lora}"
+        budget = f"-budget-{self.budget}" if self.budget > 1 else ""
+        return f"{self.quantizer.replace(' ', '-')}-levels-{len(self.sides):02d}-{self.start}{lora}{budget}"
 
 
 Rungs = Mapping[str, Rung]
@@ -57,6 +61,18 @@ def starts(sides: Sequence[Grid], lora_rank: int) -> dict[str, Rung]:
         "+ residual levels": Rung("vq", levels, "random"),
         "+ attention": Rung("attention", levels, "random"),
         "+ LoRA on the VAE": Rung("attention", levels, "random", lora_rank),
+    }
+
+
+def scratch(sides: Sequence[Grid]) -> dict[str, Rung]:
+    """A VQGAN-style model: VAE and direct VQ trained together from random weights, on as many images or six times that.
+
+    The paper compares with a VQGAN that was trained six times as long.
+    """
+    level = tuple(sides)[-1:]
+    return {
+        "VQ-VAE from scratch": Rung("vq", level, "scratch"),
+        "VQ-VAE from scratch, 6 x the images": Rung("vq", level, "scratch", budget=6),
     }
 
 

@@ -71,6 +71,14 @@ class Starts:
         found = load_file(path)
         return Codebook(found["values"].to(self.device), float(found["seconds"]))
 
+    @torch.no_grad()
+    def drawn_codebook(self, vae: ContinuousVAE, codebook_size: int, seed: int) -> torch.Tensor:
+        """Cells of another VAE's latents, drawn at random, (K, C)."""
+        latents = torch.cat([vae.encode(images) for images in self._batches(seed, min(codebook_size, self.images))])
+        vectors = latents.movedim(1, -1).flatten(0, 2)
+        drawn = torch.randint(len(vectors), (codebook_size,), generator=step_generator(seed, 0, "drawn codebook"))
+        return vectors[drawn.to(vectors.device)]
+
     def moments(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of each channel of the latents, (C,) each."""
         channels = self._latents(seed)[0].movedim(1, 0).flatten(1)

@@ -85,7 +85,7 @@ def train_rung(
 ) -> list[Figures]:
     """Train a rung and measure it on the way. Rerun the same call to resume.
 
-    A rung with a random start also trains on as many images as k-means saw, so that all rungs see equally many.
+    A rung without k-means also trains on as many images as k-means sees, so that all rungs see equally many.
 
     Args:
         rung: What is trained.
@@ -99,10 +99,9 @@ def train_rung(
         Figures, in the order of the images seen; the last are those of the finished rung.
     """
     settings = starts.settings
-    steps = settings.steps
-    seen_before = starts.images if rung.start == "data" else 0
-    if rung.start == "random":
-        steps += -(-starts.images // settings.batch_size)
+    steps, seen_before = settings.steps, starts.images
+    if rung.start != "data":
+        steps, seen_before = rung.budget * (steps + -(-starts.images // settings.batch_size)), 0
     stops = sorted({steps >> k for k in range(measurements + 1)} | ({0} if rung.start == "data" else set()))
     record = {"rung": asdict(rung), "seed": seed, "steps": steps, "stops": stops}
     directory = RunDirectory(folder, "ablation rung benchmark", record)
@@ -123,27 +122,35 @@ def train_rung(
 
 def _initialize(rung: Rung, seed: int, starts: Starts) -> tuple[RungModel, float]:
     """The model before training, and the seconds that its start took."""
-    settings = starts.settings
-    layout, seconds = CodeLayout(rung.sides, settings.codebook_size), 0.0
-    vae = copy.deepcopy(starts.vae) if rung.lora_rank else starts.vae
-    channels, codebook = vae.latent_channels, None
-    if rung.start == "data":
-        codebook, seconds = starts.codebook(layout, seed)
-    quantizer: ResidualQuantizer | VectorQuantizer
+    settings, seconds, codebook = starts.settings, 0.0, None
+    layout, vae = CodeLayout(rung.sides, settings.codebook_size), starts.vae
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("rung", seed))
-        if rung.quantizer == "attention":
-            sides = [list(side) for side in layout.sides]
-            width = settings.attention_dim or 2 * channels
-            quantizer = attention = ResidualQuantizer(channels, layout.codebook_size, sides, width, settings.norm)
-            if codebook is not None:
-                initialize_nearest_neighbor(attention, codebook.cpu())
-        else:
-            first = torch.randn(layout.codebook_size, channels) if codebook is None else codebook
-            quantizer = VectorQuantizer(first, layout, decay=None if rung.quantizer == "vq gradient" else 0.99)
+        if rung.start == "scratch":
+            vae = ContinuousVAE(vae.config.architecture, [0.0], [1.0], vae.config.image_range).to(starts.device)
+            codebook = starts.drawn_codebook(vae, layout.codebook_size, seed)
+        elif rung.start == "data":
+            codebook, seconds = starts.codebook(layout, seed)
+        quantizer = _make_quantizer(rung, layout, vae.latent_channels, codebook, settings)
     if rung.lora_rank:
+        vae = copy.deepcopy(vae)
         add_lora(vae, rung.lora_rank, seed=derived_seed("lora", seed))
     return RungModel(vae, quantizer, settings).to(starts.device), seconds
+
+
+def _make_quantizer(
+    rung: Rung, layout: CodeLayout, channels: int, codebook: torch.Tensor | None, settings: AdaptSettings
+) -> ResidualQuantizer | VectorQuantizer:
+    """The quantizer, which retrieves the nearest code of the codebook if there is one, and is random otherwise."""
+    if rung.quantizer == "attention":
+        width = settings.attention_dim or 2 * channels
+        sides = [list(side) for side in layout.sides]
+        attention = ResidualQuantizer(channels, layout.codebook_size, sides, width, settings.norm)
+        if codebook is not None:
+            initialize_nearest_neighbor(attention, codebook.cpu())
+        return attention
+    values = torch.randn(layout.codebook_size, channels) if codebook is None else codebook
+    return VectorQuantizer(values, layout, decay=None if rung.quantizer == "vq gradient" else 0.99)
 
 
 class _Training:

@@ -94,6 +94,15 @@ def test_report_with_every_rung(vae: Path, dataset: Path, extractor: Any, tmp_pa
     assert run().to_json() == report.to_json()  # with the date: nothing was measured again
 
 
+def test_a_model_from_scratch_sees_as_many_images_or_six_times(
+    vae: Path, dataset: Path, extractor: Any, tmp_path: Path
+) -> None:
+    report = ablation(vae, dataset, None, tmp_path, small(extractor, tables=["scratch"], measurements=0))
+    (table,) = report.tables
+    assert [row[list(table.columns).index("images seen")] for row in table.rows] == [24, 6 * 24, 0]
+    assert all(row[list(table.columns).index("usage %")] for row in table.rows[:-1])
+
+
 def test_an_interrupted_rung_is_resumed(vae: Path, dataset: Path, extractor: Any, tmp_path: Path) -> None:
     class Interrupting(type(extractor)):  # type: ignore[misc]
         calls = 0
