@@ -76,8 +76,8 @@ class AblationSettings(ReconstructionSettings):
     )
     tables: tuple[Literal["ladder", "levels", "starts", "rivals", "scratch"], ...] = setting(
         ("ladder", "levels", "starts", "rivals"),
-        "What is compared: the ladder of ideas, numbers of levels, random starts, rivals without training, a VQ-VAE from "
-        "scratch.",
+        "What is compared: the ladder of ideas, numbers of levels, random starts, rivals without training, a VQ-VAE "
+        "from scratch.",
     )
     seeds: Count = setting(1, "Trainings of each rung, with seeds from --seed on; tables show mean and spread.")
     steps: Natural = setting(200, "Optimizer steps of each rung.")
