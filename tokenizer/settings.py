@@ -41,10 +41,12 @@ class VaeSettings(Settings):
     """Settings of `train_vae` that change its result."""
 
     size: Count = setting(64, "Image size in pixels, a multiple of the factor.")
-    architecture: Literal["kl", "tiny"] = setting("kl", "kl (AutoencoderKL, better) or tiny (AutoencoderTiny, faster).")
+    architecture: Literal["dc", "kl", "tiny"] = setting(
+        "dc", "dc (AutoencoderDC, which starts as principal components), kl (AutoencoderKL) or tiny (AutoencoderTiny)."
+    )
     factor: Count = setting(8, "Downsampling factor of the latent, a power of two.")
     latent_channels: Count = setting(16, "Latent channels.")
-    width: Count = setting(16, "Channels at full resolution.")
+    width: Count = setting(16, "Channels at full resolution; dc: at half resolution.")
     steps: Count = setting(3000, "Optimizer steps.")
     batch_size: Count = setting(32, "Images per step, over all processes.")
     lr: Positive = setting(1e-3, "Peak learning rate.")

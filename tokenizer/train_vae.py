@@ -1,5 +1,6 @@
 """Train a small continuous VAE, if you have no pretrained one.
 
+The default architecture starts as the principal components of patches, the best linear autoencoder. Losses are
 L1 + L2 + perceptual loss + a small KL divergence, on images of one size. The result is a directory for `load_vae`, with
 the normalization of its latents measured.
 
@@ -8,6 +9,7 @@ Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, h, w) with H = factor · 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,9 @@ from .training.optimization import (
 )
 from .training.run_directory import RunDirectory
 from .vae.continuous_vae import ContinuousVAE, measure_normalization
+from .vae.principal_components import initialize_from_principal_components, linear_start_autoencoder
 
+_START_IMAGES = 2048  # for the principal components at the start
 _STATISTICS_IMAGES = 256  # for the normalization at the end
 _CHECKPOINT_EVERY = 250  # steps
 
@@ -81,13 +85,17 @@ def _train(
     accelerator: Accelerator,
 ) -> None:
     """The training loop, from the newest checkpoint to the finished directory."""
+    checkpoint = directory.latest()
+    if settings.architecture == "dc" and checkpoint is None:
+        start_images = _random_images(source, settings, run, _START_IMAGES, "principal components")
+        initialize_from_principal_components(vae.autoencoder, start_images)
     reconstruction_loss = ReconstructionLoss(settings).to(accelerator.device)
     vae.to(memory_format=torch.channels_last)  # faster convolutions on CPUs and tensor cores
     model = accelerator.prepare(VAEForTraining(vae))
     optimizer = OptimizerWithEMA(vae, betas=(0.9, 0.99), ema_decay=settings.ema_decay)
     process, checkpoint_every = rank_and_world_size(), run.checkpoint_every or _CHECKPOINT_EVERY
     start, skipped = 0, 0
-    if (checkpoint := directory.latest()) is not None:
+    if checkpoint is not None:
         start = checkpoint.step
         optimizer.load_state_tensors("vae", checkpoint.tensors, updates=start)
     directory.forget_log_after(start)
@@ -132,11 +140,18 @@ def _train(
 
 def _write(folder: Path, vae: ContinuousVAE, source: ImageSource, settings: VaeSettings, run: RunOptions) -> None:
     """The finished directory: the VAE, with the normalization measured on some of the images."""
-    generator = step_generator(settings.seed, settings.steps, "normalisation")
-    order = torch.randperm(len(source), generator=generator)[:_STATISTICS_IMAGES].tolist()
-    batches = image_batches(source, settings.size, settings.batch_size, order, workers=run.workers)
-    measured = measure_normalization(vae, (to_unit(batch.pixels) for batch in batches))
+    measured = measure_normalization(vae, _random_images(source, settings, run, _STATISTICS_IMAGES, "normalisation"))
     measured.cpu().to(memory_format=torch.contiguous_format).save_pretrained(folder)
+
+
+def _random_images(
+    source: ImageSource, settings: VaeSettings, run: RunOptions, count: int, purpose: str
+) -> Iterator[torch.Tensor]:
+    """Batches of at most `count` images of the source, in [-1, 1]; the seed and the purpose choose them."""
+    generator = step_generator(settings.seed, settings.steps, purpose)
+    order = torch.randperm(len(source), generator=generator)[:count].tolist()
+    for batch in image_batches(source, settings.size, settings.batch_size, order, workers=run.workers):
+        yield to_unit(batch.pixels)
 
 
 class VAEForTraining(nn.Module):
@@ -169,6 +184,8 @@ def _autoencoder(settings: VaeSettings) -> Any:
         raise CodaError(f"factor {factor} is not a power of two, such as 8 or 16")
     if size < factor or size % factor:
         raise CodaError(f"size {size} is not a multiple of the factor, {factor}")
+    if settings.architecture == "dc":
+        return linear_start_autoencoder(settings.latent_channels, width, halvings)
     if settings.architecture == "tiny":
         widths = (width,) * (halvings + 1)
         return AutoencoderTiny(

@@ -13,7 +13,7 @@ from coda.tokenizer.train_vae import train_vae
 
 CPU = RunOptions(device="cpu")
 SMALL = dict(
-    size=16, factor=4, latent_channels=4, width=8, steps=3, batch_size=4, warmup=2, perceptual_weight=0.0
+    size=16, factor=4, latent_channels=4, width=16, steps=3, batch_size=4, warmup=2, perceptual_weight=0.0
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def weights(folder):
     return load_file(folder / "diffusion_pytorch_model.safetensors")
 
 
-@pytest.mark.parametrize("architecture", ["kl", "tiny"])
+@pytest.mark.parametrize("architecture", ["dc", "kl", "tiny"])
 def test_load_vae_reads_the_result(tmp_path, source, architecture):
     path = train_vae(source(), tmp_path / "vae", small(architecture=architecture, steps=40, lr=5e-3), CPU)
     vae = load_vae(path)
@@ -52,16 +52,28 @@ def test_load_vae_reads_the_result(tmp_path, source, architecture):
     assert not (path / "checkpoints").exists()
 
 
-def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, source, content):
-    settings, run = small(steps=7, perceptual_weight=0.1), RunOptions(device="cpu", checkpoint_every=3)
+@pytest.mark.parametrize(("architecture", "start_images"), [("dc", 12), ("kl", 0)])
+def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, source, content, architecture, start_images):
+    settings = small(architecture=architecture, steps=7, perceptual_weight=0.1)
+    run = RunOptions(device="cpu", checkpoint_every=3)
     whole = train_vae(source(), tmp_path / "whole", settings, run)
     with pytest.raises(KeyboardInterrupt):
-        train_vae(source(interrupt_at=4 * 5), tmp_path / "parts", settings, run)  # in the fifth step's batch
+        fifth_step = source(interrupt_at=start_images + 4 * 5)
+        train_vae(fifth_step, tmp_path / "parts", settings, run)
     assert (tmp_path / "parts" / "checkpoints" / "step-00000003").is_dir()
     again = source()
     parts = train_vae(again, tmp_path / "parts", settings, run)
     assert again.reads == 4 * 4 + 12  # steps 3 to 6, and the images that the latents are measured on
     assert content(parts) == content(whole)
+
+
+def test_the_default_starts_as_principal_components(tmp_path, source):
+    """Before the first step the error is what the components leave: less than one step from random weights leaves."""
+    first = {}
+    for architecture in ("dc", "kl"):
+        path = train_vae(source(), tmp_path / architecture, small(architecture=architecture, steps=1), CPU)
+        first[architecture] = json.loads((path / "log.jsonl").read_text())["psnr"]
+    assert first["dc"] > first["kl"] + 10
 
 
 def test_a_finished_run_is_not_repeated(plain, source):
@@ -103,7 +115,9 @@ def test_every_setting_does_something(tmp_path, source, plain, changed):
     [
         (dict(factor=6), "factor 6 is not a power of two"),
         (dict(size=18), "size 18 is not a multiple of the factor, 4"),
-        (dict(width=12), "width 12 is not a multiple of 8"),
+        (dict(architecture="kl", width=12), "width 12 is not a multiple of 8"),
+        (dict(width=12), "width 12 is not a multiple of 4 of at least 16"),
+        (dict(latent_channels=49), "latent_channels 49 is more than the 48 values of a patch"),
     ],
     ids=str,
 )
