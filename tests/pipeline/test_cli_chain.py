@@ -44,7 +44,7 @@ def test_the_whole_chain(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = ["--data", str(photos)]
-    tiny = ["--size", "16", "--factor", "4", "--latent-channels", "4", "--width", "8", "--steps", "2"]
+    tiny = ["--size", "16", "--factor", "4", "--latent-channels", "4", "--steps", "2"]
 
     status, lines, err = said(capsys, "train-vae", *data, *tiny, "--batch-size", "4")
     assert (status, lines) == (0, [f"Made a continuous VAE in runs/vae; {IGNORED}"]), err
