@@ -31,18 +31,21 @@ from .layout import CodeLayout, default_sides
 from .quantizer.residual_quantizer import ResidualQuantizer
 from .settings import AdaptSettings, RunOptions
 from .tokenizer import CodaTokenizer
-from .training.discriminator import DiscriminatorTrainer
+from .training.discriminator import DiscriminatorTrainer, adversarial_weight
 from .training.losses import ReconstructionLoss
 from .training.optimization import (
     LOG_EVERY,
     OptimizerWithEMA,
     check_finite,
     learning_rate,
+    micro_batches,
     open_run_directory,
     start_accelerator,
+    synchronize_gradients,
 )
 from .training.run_directory import Checkpoint, RunDirectory
 from .training.trainable_tokenizer import TrainableTokenizer, initialize_from_data
+from .vae.acceleration import checkpoint_decoder, compile_autoencoder
 from .vae.continuous_vae import ContinuousVAE
 from .vae.load import load_vae
 from .vae.lora import add_lora, merge_lora
@@ -75,7 +78,7 @@ def adapt(
         CodaError: If settings do not fit together, or the VAE, the images or `out` cannot be used.
     """
     accelerator = start_accelerator(run.device, run.dtype)
-    check_batch_size(settings.batch_size)
+    check_batch_size(settings.batch_size, settings.accumulation)
     source = open_images(data)
     base = load_vae(vae) if isinstance(vae, str | Path) else copy.deepcopy(vae)
     base = base.float().eval().requires_grad_(False)
@@ -102,22 +105,24 @@ def _train(
     checkpoint = directory.latest()
     tokenizer = _initialize(vae.to(accelerator.device), source, checkpoint, settings, run)
     model = accelerator.prepare(tokenizer)
-    # No weight decay: it would pull the quantizer away from its initialization.
-    optimizer = OptimizerWithEMA(tokenizer, betas=(0.5, 0.9), ema_decay=settings.ema_decay)
-    discriminator = DiscriminatorTrainer(accelerator, settings.seed) if settings.adversarial_weight else None
+    # By default no weight decay: it would pull the quantizer away from its initialization.
+    optimizer = OptimizerWithEMA(
+        tokenizer, betas=(0.5, 0.9), ema_decay=settings.ema_decay, weight_decay=settings.weight_decay, decay_all=True,
+        max_gradient_norm=settings.max_gradient_norm,
+    )  # fmt: skip
+    discriminator = DiscriminatorTrainer(accelerator, settings) if settings.adversarial_weight else None
     reconstruction_loss = ReconstructionLoss(settings).to(accelerator.device)
     start, skipped, checkpoint_every = 0, 0, run.checkpoint_every or _CHECKPOINT_EVERY
     if checkpoint is not None:
         start = checkpoint.step
         optimizer.load_state_tensors("tokenizer", checkpoint.tensors, updates=start)
         if discriminator is not None:
-            updates = max(0, start - settings.adversarial_start)
-            discriminator.optimizer.load_state_tensors("discriminator", checkpoint.tensors, updates)
+            discriminator.load_state_tensors(checkpoint.tensors, start)
 
     def save(done: int) -> None:
         tensors = optimizer.state_tensors("tokenizer")
         if discriminator is not None:
-            tensors |= discriminator.optimizer.state_tensors("discriminator")
+            tensors |= discriminator.state_tensors()
         config = tokenizer.vae.config
         directory.save(done, tensors, {"shift": config["shift"], "scale": config["scale"]})
 
@@ -130,7 +135,8 @@ def _train(
         strict=run.strict, process=rank_and_world_size(),
     )  # fmt: skip
     with progress("Adapting", total=settings.steps, completed=start) as bar:
-        for step, batch in enumerate(batches, start):
+        for step, batch, last in micro_batches(batches, start, settings.accumulation):
+            synchronize_gradients(model, last)
             images = to_unit(batch.pixels.to(accelerator.device))
             lr = learning_rate(step, settings.steps, settings.lr, settings.warmup)
             output = model(images)
@@ -138,14 +144,18 @@ def _train(
             loss = reconstruction.total + output.quantization_loss + settings.entropy_weight * output.entropy_loss
             gan_log: dict[str, torch.Tensor] = {}
             if discriminator is not None and step >= settings.adversarial_start:
-                generator_loss = discriminator.generator_loss(output.reconstructions)
+                generator_loss = discriminator.generator_loss(output.reconstructions, step)
                 weight = accelerator.reduce(tokenizer.adaptive_weight(reconstruction.total, generator_loss), "mean")
-                loss = loss + settings.adversarial_weight * weight * generator_loss
+                loss = loss + adversarial_weight(step, settings) * weight * generator_loss
                 gan_log["adaptive_weight"] = weight
-            accelerator.backward(loss)
+            accelerator.backward(loss / settings.accumulation)
+            if discriminator is not None and step >= settings.adversarial_start:
+                gan_log["discriminator"] = discriminator.backward(images, output.reconstructions, step, last)
+            if not last:
+                continue
             gradient = optimizer.step(lr)
             if discriminator is not None and step >= settings.adversarial_start:
-                gan_log["discriminator"] = discriminator.step(images, output.reconstructions, lr)
+                discriminator.step(lr)
 
             done, skipped = step + 1, skipped + len(batch.skipped)
             bar.advance()
@@ -221,6 +231,10 @@ def _initialize(
         vae.register_to_config(shift=checkpoint.state["shift"], scale=checkpoint.state["scale"])
     if settings.lora_rank:
         add_lora(vae, settings.lora_rank, seed=derived_seed("lora", settings.seed))
+    if settings.gradient_checkpointing:
+        checkpoint_decoder(vae)
+    if settings.compile:
+        compile_autoencoder(vae)
     return TrainableTokenizer(vae, quantizer)
 
 

@@ -36,6 +36,9 @@ class ImageOptions(Settings):
     )
 
 
+Perceptual = Literal["efficientnet_lite0", "lpips"]
+
+
 @dataclass(frozen=True)
 class VaeSettings(Settings):
     """Settings of `train_vae` that change its result."""
@@ -54,6 +57,7 @@ class VaeSettings(Settings):
     l1_weight: Weight = setting(1.0, "Weight of the mean absolute error.")
     l2_weight: Weight = setting(1.0, "Weight of the mean squared error.")
     perceptual_weight: Weight = setting(0.1, "Weight of the perceptual loss.")
+    perceptual: Perceptual = setting("efficientnet_lite0", "Network of the perceptual loss; lpips needs coda[lpips].")
     kl_weight: Weight = setting(1e-4, "Weight of the KL divergence from N(0, 1), in nats per latent element.")
     ema_decay: Fraction = setting(0.995, "EMA decay. The averaged weights are saved.")
     seed: Seed = setting(0, "Seed for all randomness.")
@@ -79,15 +83,34 @@ class AdaptSettings(Settings):
     batch_size: Count = setting(16, "Images per step, over all processes.")
     lr: Positive = setting(5e-4, "Peak learning rate.")
     warmup: Natural = setting(50, "Steps of linear warm-up.")
+    accumulation: Count = setting(
+        1, "Parts of a batch whose gradients are computed one after the other, to save memory."
+    )
+    max_gradient_norm: Positive = setting(1.0, "Gradients with a larger norm are scaled down to it.")
+    weight_decay: Weight = setting(0.0, "Weight decay of the trained weights; a tenth of it for the discriminator's.")
     kmeans_images: Count | None = setting(
         None, "Images for the k-means initialization; by default enough for 128 vectors per code."
     )
     l1_weight: Weight = setting(1.0, "Weight of the mean absolute error.")
     l2_weight: Weight = setting(1.0, "Weight of the mean squared error.")
     perceptual_weight: Weight = setting(0.1, "Weight of the perceptual loss.")
+    perceptual: Perceptual = setting("efficientnet_lite0", "Network of the perceptual loss; lpips needs coda[lpips].")
     entropy_weight: Weight = setting(0.05, "Weight of the quantizer's entropy loss.")
     adversarial_weight: Weight = setting(0.0, "Weight of the discriminator's loss; 0 trains without a discriminator.")
     adversarial_start: Natural = setting(0, "First step with the discriminator.")
+    adversarial_ramp: Fraction = setting(
+        0.0,
+        "Share of the steps over which its weight rises linearly from 0; the discriminator itself learns throughout.",
+    )
+    discriminator: Literal["patch", "dino", "projected"] = setting(
+        "patch",
+        "patch (learned), or heads on the features of a frozen network: dino (a ViT), projected (EfficientNet-Lite0).",
+    )
+    dino: str = setting(
+        "facebook/dino-vits16", "ViT of the dino discriminator: a directory or hub id for transformers."
+    )
+    gradient_checkpointing: bool = setting(False, "Recompute the decoder's activations instead of keeping them.")
+    compile: bool = setting(False, "Compile encoder and decoder with torch.compile.")
     ema_decay: Fraction = setting(0.995, "EMA decay. The averaged weights are saved.")
     seed: Seed = setting(0, "Seed for all randomness.")
 

@@ -13,7 +13,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -43,6 +43,16 @@ class Without:
         self.names = names
 
 
+class Presets:
+    """Words that stand for values of other flags: `Annotated[str | None, Presets({"small": {"width": 8}}), Help(…)]`.
+
+    The configuration and the flags on the command line win over them.
+    """
+
+    def __init__(self, values: Mapping[str, Mapping[str, Any]]) -> None:
+        self.values = values
+
+
 @dataclass(frozen=True)
 class Argument:
     """One argument of a command: a parameter, or a field of the settings class `group[1]` of the parameter `group[0]`.
@@ -56,6 +66,7 @@ class Argument:
     help: str
     positional: bool = False
     group: tuple[str, type[Settings]] | None = None
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def word(self) -> str:
@@ -97,14 +108,16 @@ def arguments_of(command: Callable[..., Any]) -> list[Argument]:
             left_out = {name for mark in marks if isinstance(mark, Without) for name in mark.names}
             group = (parameter.name, base)
             found += [
-                Argument(field.name, field.kind, field.default, field.help, group=group)
-                for field in base.declared()
-                if field.name not in left_out
+                Argument(entry.name, entry.kind, entry.default, entry.help, group=group)
+                for entry in base.declared()
+                if entry.name not in left_out
             ]
         else:
             (text,) = (mark.text for mark in marks if isinstance(mark, Help))
             positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
-            found.append(Argument(parameter.name, kind_of(hint), parameter.default, text, positional))
+            presets = next((mark.values for mark in marks if isinstance(mark, Presets)), {})
+            kind = replace(kind_of(hint), choices=tuple(presets)) if presets else kind_of(hint)
+            found.append(Argument(parameter.name, kind, parameter.default, text, positional, presets=presets))
     return found
 
 
@@ -204,7 +217,7 @@ def _convert_one(argument: Argument, text: str) -> Any:
 
 
 def resolve(given: Mapping[str, Any], arguments: Iterable[Argument], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every argument's value by name: the one given, else the configuration's, else the default.
+    """Every argument's value by name: the one given, else the configuration's, the preset's, or the default.
 
     Args:
         given: Values from the command line, by name.
@@ -215,20 +228,20 @@ def resolve(given: Mapping[str, Any], arguments: Iterable[Argument], config: Map
         UsageError: A required value is missing; the configuration has an unknown key or a value of another type.
     """
     by_word = {argument.word: argument for argument in arguments}
-    values = {argument.name: argument.default for argument in by_word.values()}
-    configured = set()
+    configured: dict[str, Any] = {}
     for key, value in config.items():
         argument = by_word.get(key.rstrip("_").replace("_", "-"))
         if argument is None:
             raise UsageError(f"unknown key {key!r} in the configuration" + nearest(key, list(by_word)))
         if argument.name in configured:
             raise UsageError(f"{argument.word} is given twice in the configuration")
-        configured.add(argument.name)
         try:
-            values[argument.name] = argument.kind.check(value)
+            configured[argument.name] = argument.kind.check(value)
         except ValueError:
             raise UsageError(f"{argument.word} = {value!r} is not {argument.kind.what}") from None
-    values |= given
+    values = {argument.name: argument.default for argument in by_word.values()} | configured | given
+    chosen = (argument.presets.get(values[argument.name], {}) for argument in by_word.values() if argument.presets)
+    values |= {name: value for preset in chosen for name, value in preset.items() if name not in configured | given}
     for argument in by_word.values():
         if values[argument.name] is EMPTY:
             raise UsageError(f"{argument.label} is missing: {argument.kind.what}")

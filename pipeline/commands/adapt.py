@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from coda import tokenizer
 from coda.tokenizer import images
+from coda.tokenizer.presets import PRESETS
 from coda.tokenizer.settings import AdaptSettings, ImageOptions, RunOptions
 
+from ..cli.arguments import Help, Presets
 from .flags import Data, Out, Vae
+
+NamedRecipe = Annotated[
+    str | None,
+    Presets(PRESETS),
+    Help("Values for the flags below that are not given: paper-f8 for FLUX.1's VAE, paper-f16 for KL16."),
+]
 
 
 def adapt(
@@ -16,6 +25,7 @@ def adapt(
     data: Data,
     vae: Vae = "runs/vae",
     out: Out = Path("runs/tokenizer"),
+    preset: NamedRecipe = None,
     settings: AdaptSettings,
     run: RunOptions,
     options: ImageOptions,
@@ -28,6 +38,7 @@ def adapt(
     Examples:
         coda adapt --data photos
         coda adapt --vae kl16.safetensors --data "train-{000..255}.tar" --codebook-size 16384 --workers 8
+        coda adapt --preset paper-f16 --vae kl16.safetensors --data imagenet/train --workers 8
     """
     source = images.open_images(data, **vars(options))
     made = tokenizer.adapt(vae, source, out, settings, run)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from coda.pipeline.cli.arguments import Help, UsageError, Without
+from coda.pipeline.cli.arguments import Help, Presets, UsageError, Without
 from coda.pipeline.cli.cli import call_through_fire
 from coda.pipeline.cli.help_text import command_page
 from coda.pipeline.commands.edit import Box, Region
@@ -70,6 +70,14 @@ def command(
     """A command with one argument of each kind."""
     found = dict(locals())
     CALLS.append({**found, **asdict(found.pop("numbers"))})
+
+
+NAMED = Presets({"small": {"batch_size": 8, "norm": "layer", "rate": 2.0}, "large": {"batch_size": 64}})
+
+
+def tuned(*, preset: Annotated[str | None, NAMED, Help("Named values.")] = None, numbers: Numbers) -> None:
+    """A command with presets."""
+    CALLS.append({"preset": preset, **asdict(numbers)})
 
 
 def values(*words: str) -> dict[str, Any]:
@@ -243,3 +251,23 @@ def test_a_field_is_all_that_a_setting_needs(capsys: pytest.CaptureFixture[str],
         call_through_fire("denoise", denoise, ["--strength", "2"])
     with pytest.raises(CodaError, match="at most 1"):
         Denoise(strength=2)
+
+
+def test_a_preset_gives_way_to_the_configuration_and_to_flags(tmp_path: Path, capsys: Any) -> None:
+    def found(*words: str) -> tuple[Any, ...]:
+        call_through_fire("tuned", tuned, words)
+        call = CALLS.pop()
+        return call["batch_size"], call["norm"], call["rate"]
+
+    config = tmp_path / "config.json"
+    config.write_text('{"rate": 3.0, "preset": "small"}')
+    assert found() == (4, "rms", 1.0)
+    assert found("--preset", "small") == (8, "layer", 2.0)
+    assert found("--preset", "small", "--batch-size", "4") == (4, "layer", 2.0)
+    assert found("--config", str(config), "--norm", "rms") == (8, "rms", 3.0)
+    assert found("--config", str(config), "--preset", "large") == (64, "rms", 3.0)
+    with pytest.raises(UsageError, match=r"--preset .* is not one of small, large"):
+        found("--preset", "medium")
+    call_through_fire("tuned", tuned, ["--preset", "small", "--dry-run"])
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["preset"], printed["batch-size"], printed["hidden"]) == ("small", 8, 7)

@@ -85,8 +85,16 @@ def test_zero_steps_keep_the_kmeans_initialization_and_training_improves_on_it(t
     assert errors[1] < 0.9 * errors[0]
 
 
-def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, vae, ramps, content):
-    settings = small(steps=6, adversarial_weight=0.1, adversarial_start=1)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        dict(adversarial_weight=0.1, adversarial_start=1),
+        dict(adversarial_weight=0.1, adversarial_ramp=1.0, discriminator="projected", accumulation=2),
+    ],
+    ids=["patch", "accumulated"],
+)
+def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, vae, ramps, content, changed):
+    settings = small(steps=6, **changed)
     run = RunOptions(device="cpu", checkpoint_every=2)
     whole = adapt(vae, ramps(), tmp_path / "whole", settings, run)
     before = 1 + 24  # the first image for the default size, then all for k-means
@@ -124,6 +132,35 @@ def test_the_discriminators_step_uses_its_own_gradients_only(tmp_path, vae, ramp
     assert all(torch.equal(discriminators[0][name], tensor) for name, tensor in discriminators[1].items())
 
 
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, vae, ramps):
+    """Of losses that are means over images: the batch entropy and the adaptive weight are taken part by part."""
+    gradients = []
+    for parts in (1, 2, 4):
+        out, source = tmp_path / str(parts), ramps(interrupt_at=1 + 24 + 4 + 1)  # in the second step's batch
+        with pytest.raises(KeyboardInterrupt):
+            settings = small(accumulation=parts, entropy_weight=0.0)
+            adapt(vae, source, out, settings, RunOptions(device="cpu", checkpoint_every=1))
+        tensors = load_file(out / "checkpoints" / "step-00000001" / "tensors.safetensors")
+        gradients.append({name: t for name, t in tensors.items() if ".exp_avg." in name})
+    assert gradients[0]
+    for other in gradients[1:]:
+        for name, tensor in gradients[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_checkpointed_activations_give_the_same_tokenizer(tmp_path, vae, ramps, plain):
+    path = adapt(vae, ramps(), tmp_path / "tokenizer", small(gradient_checkpointing=True), CPU)
+    assert fingerprint(path) == fingerprint(plain)
+
+
+def test_in_bfloat16_the_trained_weights_stay_float32(tmp_path, vae, ramps):
+    run = RunOptions(device="cpu", dtype="bfloat16", checkpoint_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(vae, ramps(interrupt_at=1 + 24 + 4 + 1), tmp_path, small(), run)
+    tensors = load_file(tmp_path / "checkpoints" / "step-00000001" / "tensors.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
 def test_images_that_are_not_square(tmp_path, vae, ramps):
     tokenizer = CodaTokenizer.from_pretrained(adapt(vae, ramps(), tmp_path / "t", small(size=(4, 8), steps=1), CPU))
     assert tokenizer.size == (4, 8) and tokenizer.layout.grid == (2, 4)
@@ -134,6 +171,8 @@ def test_images_that_are_not_square(tmp_path, vae, ramps):
     [
         dict(l1_weight=0.0), dict(l2_weight=0.0), dict(perceptual_weight=1.0), dict(entropy_weight=5.0),
         dict(adversarial_weight=1.0), dict(adversarial_weight=1.0, adversarial_start=2), dict(ema_decay=0.0),
+        dict(adversarial_weight=1.0, adversarial_ramp=1.0), dict(adversarial_weight=1.0, discriminator="projected"),
+        dict(accumulation=2), dict(max_gradient_norm=1e-3), dict(weight_decay=0.1),
         dict(seed=1), dict(lr=1e-2), dict(warmup=0), dict(kmeans_images=12), dict(attention_dim=12),
         dict(norm="layer_norm"), dict(lora_rank=0), dict(sides=(1, 4)),
     ],
@@ -153,6 +192,7 @@ def test_every_setting_does_something(tmp_path, vae, ramps, plain, changed):
         (dict(size=9), "size 9x9 is not a multiple of the VAE's factor, 2"),
         (dict(sides=(1, 2, 3)), r"the last side is \(3, 3\), the latent's grid at 8x8 pixels is \(4, 4\)"),
         (dict(attention_dim=4), "attention width of 5 at least"),
+        (dict(accumulation=3), "a batch of 4 cannot be accumulated in 3 equal parts"),
         (dict(codebook_size=4096), "24 images give .* vectors for 4096 codes"),
         (dict(lr=1e20, warmup=0), "diverged; a lower lr"),
     ],

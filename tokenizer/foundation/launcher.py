@@ -29,13 +29,16 @@ def was_launched() -> bool:
     return all(values) and values[0].isdecimal() and values[1].isdecimal()
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Check that all processes can take equal shares of a batch.
+def check_batch_size(batch_size: int, parts: int = 1) -> None:
+    """Check that all processes can take equal shares of a batch, and split them into `parts` equal parts.
 
     Raises:
         CodaError: If they cannot.
     """
     world_size = rank_and_world_size()[1]
+    if parts > 1 and batch_size % (world_size * parts):
+        share = f"the share of each of {world_size} processes in " if world_size > 1 else ""
+        raise CodaError(f"{share}a batch of {batch_size} cannot be accumulated in {parts} equal parts")
     if batch_size % world_size:
         raise CodaError(f"a batch of {batch_size} cannot be shared by {world_size} processes; use a multiple of them")
 

@@ -1,20 +1,24 @@
-"""Patch discriminator: tells images from reconstructions patch by patch, and its training.
+"""Discriminators tell images from reconstructions: one that sees patches, and the training of this or another.
 
-After Isola et al., *Image-to-Image Translation with Conditional Adversarial Networks*, 2017, as VQGAN and the published
-CODA use it.
+The patch discriminator is after Isola et al., *Image-to-Image Translation with Conditional Adversarial Networks*, 2017,
+as VQGAN uses it. The published CODA uses the one in `feature_discriminator`.
 
 Shapes: images (B, 3, H, W) in [-1, 1]; logits (B, 1, h, w), one per overlapping patch, high for images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..foundation.seeding import derived_seed
+from ..foundation.seeding import derived_seed, step_generator
+from ..settings import AdaptSettings
+from .feature_discriminator import dino_discriminator, load_vit, projected_discriminator
 from .losses import hinge_discriminator_loss, hinge_generator_loss
-from .optimization import OptimizerWithEMA
+from .optimization import OptimizerWithEMA, synchronize_gradients
 
 
 class PatchDiscriminator(nn.Module):
@@ -63,28 +67,85 @@ class DiscriminatorTrainer:
 
     Args:
         accelerator: The training's accelerator.
-        seed: Seed of the initial weights.
+        settings: Which discriminator, its optimizer, and the seed of its initial weights.
     """
 
-    def __init__(self, accelerator: Accelerator, seed: int) -> None:
+    def __init__(self, accelerator: Accelerator, settings: AdaptSettings) -> None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed("discriminator", seed))
-            self._discriminator = PatchDiscriminator()
-        self._accelerator = accelerator
+            torch.manual_seed(derived_seed("discriminator", settings.seed))
+            self._discriminator = _build(settings)
+        self._trained = [p for p in self._discriminator.parameters() if p.requires_grad]
+        self._accelerator, self._settings = accelerator, settings
         self._prepared = accelerator.prepare(self._discriminator)
-        self.optimizer = OptimizerWithEMA(self._discriminator, betas=(0.5, 0.9))
+        self._estimates = {n: b for n, b in self._discriminator.named_buffers() if ".parametrizations." in n}
+        self._optimizer = OptimizerWithEMA(
+            self._discriminator,
+            betas=(0.5, 0.9),
+            weight_decay=settings.weight_decay / 10,
+            decay_all=True,
+            max_gradient_norm=settings.max_gradient_norm,
+        )
 
-    def generator_loss(self, reconstructions: torch.Tensor) -> torch.Tensor:
+    def generator_loss(self, reconstructions: torch.Tensor, step: int) -> torch.Tensor:
         """Loss of the tokenizer: low if the discriminator takes `reconstructions` for images."""
-        self._discriminator.requires_grad_(False)
-        return hinge_generator_loss(self._discriminator(reconstructions))
+        self._train(False)
+        return hinge_generator_loss(self._discriminator(self._view(reconstructions, step)))
 
-    def step(self, images: torch.Tensor, reconstructions: torch.Tensor, lr: float) -> torch.Tensor:
-        """One step of the discriminator; returns its loss, without gradient."""
-        self._discriminator.requires_grad_(True)
+    def backward(
+        self, images: torch.Tensor, reconstructions: torch.Tensor, step: int, last: bool = True
+    ) -> torch.Tensor:
+        """Add the gradients of one part of the step's batch; returns the discriminator's loss, without gradient."""
+        self._train(True)
+        synchronize_gradients(self._prepared, last)
         # One pass for both: processes average their gradients once per backward pass.
-        real, fake = self._prepared(torch.cat([images, reconstructions.detach()])).chunk(2)
+        both = self._view(torch.cat([images, reconstructions.detach()]), step)
+        real, fake = self._prepared(both).chunk(2)
         loss = hinge_discriminator_loss(real, fake)
-        self._accelerator.backward(loss)
-        self.optimizer.step(lr)
+        self._accelerator.backward(loss / self._settings.accumulation)
         return loss.detach()
+
+    def step(self, lr: float) -> None:
+        """Update the discriminator with the gradients so far."""
+        self._optimizer.step(lr)
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """Weights, moments, and the estimates of spectral norms, for a checkpoint."""
+        estimates = {f"discriminator.estimate.{name}": buffer for name, buffer in self._estimates.items()}
+        return self._optimizer.state_tensors("discriminator") | estimates
+
+    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """Restore what `state_tensors` returned after `step` steps of the training."""
+        updates = max(0, step - self._settings.adversarial_start)
+        self._optimizer.load_state_tensors("discriminator", tensors, updates)
+        for name, buffer in self._estimates.items():
+            buffer.copy_(tensors[f"discriminator.estimate.{name}"])
+
+    def _train(self, mode: bool) -> None:
+        self._discriminator.train(mode)
+        for parameter in self._trained:
+            parameter.requires_grad_(mode)
+
+    def _view(self, images: torch.Tensor, step: int) -> torch.Tensor:
+        """The whole images or, in half of the steps, a random crop of them of the size that a frozen network sees."""
+        size = getattr(self._discriminator, "crop_size", None)
+        if size is None or min(images.shape[-2:]) <= size:
+            return images
+        whole, *place = torch.rand(3, generator=step_generator(self._settings.seed, step, "discriminator")).tolist()
+        if whole < 0.5:
+            return images
+        top, left = (int(share * (length - size + 1)) for share, length in zip(place, images.shape[-2:], strict=True))
+        return images[..., top : top + size, left : left + size]
+
+
+def adversarial_weight(step: int, settings: AdaptSettings) -> float:
+    """Weight of the discriminator's loss on the tokenizer at `step`, before the adaptive weight."""
+    done, length = step - settings.adversarial_start, settings.adversarial_ramp * settings.steps
+    if done < 0:
+        return 0.0
+    return settings.adversarial_weight * (min(1.0, done / length) if length else 1.0)
+
+
+def _build(settings: AdaptSettings) -> nn.Module:
+    if settings.discriminator == "dino":
+        return dino_discriminator(load_vit(settings.dino))
+    return projected_discriminator() if settings.discriminator == "projected" else PatchDiscriminator()

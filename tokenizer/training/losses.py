@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..settings import AdaptSettings, VaeSettings
+from .lpips import Lpips, load_lpips
 from .perceptual import LiteFeatures, perceptual_loss
 
 
@@ -42,13 +43,17 @@ class ReconstructionLoss(nn.Module):
     def __init__(self, weights: AdaptSettings | VaeSettings) -> None:
         super().__init__()
         self.weights = weights
-        self.features = LiteFeatures() if weights.perceptual_weight else None
+        self.features: LiteFeatures | Lpips | None = None
+        if weights.perceptual_weight:
+            self.features = load_lpips() if weights.perceptual == "lpips" else LiteFeatures()
 
     def forward(self, reconstructions: torch.Tensor, images: torch.Tensor) -> ReconstructionOutput:
         """Loss of reconstructions of images."""
         l1, l2 = F.l1_loss(reconstructions, images), F.mse_loss(reconstructions, images)
         perceptual = torch.zeros_like(l1)
-        if self.features is not None:
+        if isinstance(self.features, Lpips):
+            perceptual = self.features(reconstructions, images)
+        elif self.features is not None:
             perceptual = perceptual_loss(self.features, reconstructions, images)
         w = self.weights
         total = w.l1_weight * l1 + w.l2_weight * l2 + w.perceptual_weight * perceptual

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..foundation.device import resolve_device
 from ..foundation.errors import CodaError
 from ..foundation.launcher import check_world_size, rank_and_world_size, was_launched
+from ..images.loading import ImageBatch
 from .run_directory import RunDirectory
 
 LOG_EVERY = 10  # steps
-_MAX_GRADIENT_NORM = 1.0
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
 _MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16"}
 
@@ -83,6 +84,40 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str = 
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def micro_batches(batches: Iterable[ImageBatch], start: int, parts: int) -> Iterator[tuple[int, ImageBatch, bool]]:
+    """Each step's batch in `parts` equal parts, for gradients that are accumulated.
+
+    Args:
+        batches: One per step.
+        start: Number of the first step.
+        parts: Parts of a batch; its length is a multiple of it.
+
+    Yields:
+        The step, a part, and whether it is the step's last, which alone names the batch's skipped items.
+    """
+    for step, batch in enumerate(batches, start):
+        length = len(batch) // parts
+        for i in range(parts):
+            cut, last = slice(i * length, (i + 1) * length), i == parts - 1
+            yield (
+                step,
+                ImageBatch(
+                    batch.pixels[cut],
+                    batch.labels[cut],
+                    batch.keys[cut],
+                    batch.indices[cut],
+                    batch.skipped if last else [],
+                ),
+                last,
+            )
+
+
+def synchronize_gradients(model: nn.Module, on: bool) -> None:
+    """Choose whether backward passes average the gradients over processes: only the last of a step has to."""
+    if isinstance(model, DistributedDataParallel):
+        model.require_backward_grad_sync = on
+
+
 def check_finite(step: int, **figures: torch.Tensor) -> dict[str, float]:
     """Loss and gradient norm after `step` steps, as numbers.
 
@@ -104,6 +139,8 @@ class OptimizerWithEMA:
         betas: AdamW's betas.
         ema_decay: EMA decay; after n updates at most (1 + n) / (10 + n). None keeps no average.
         weight_decay: Weight decay of matrices other than embeddings. All other parameters have none.
+        decay_all: Decay all parameters.
+        max_gradient_norm: Gradients with a larger norm are scaled down to it.
         fused: Use torch's fused kernel instead of its foreach implementation.
     """
 
@@ -113,18 +150,20 @@ class OptimizerWithEMA:
         betas: tuple[float, float],
         ema_decay: float | None = None,
         weight_decay: float = 0.0,
+        decay_all: bool = False,
+        max_gradient_norm: float = 1.0,
         fused: bool = False,
     ) -> None:
         self._named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._parameters = list(self._named.values())
-        decayed = {name for name, p in self._named.items() if p.ndim == 2 and "embedding" not in name}
+        decayed = {name for name, p in self._named.items() if decay_all or (p.ndim == 2 and "embedding" not in name)}
         groups = [
             {"params": [p for n, p in self._named.items() if n in decayed], "weight_decay": weight_decay},
             {"params": [p for n, p in self._named.items() if n not in decayed], "weight_decay": 0.0},
         ]
         # `foreach` is stated: torch's own choice differs between devices, and with it the last bits.
         self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=fused, foreach=not fused)
-        self._fused = fused
+        self._fused, self._max_gradient_norm = fused, max_gradient_norm
         self._ema = None if ema_decay is None else EMAModel(self._parameters, decay=ema_decay, foreach=True)
 
     def step(self, lr: float) -> torch.Tensor:
@@ -135,7 +174,7 @@ class OptimizerWithEMA:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_gradient_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self._ema is not None:

@@ -64,6 +64,7 @@ class TrainableTokenizer(nn.Module):
         gradients = [torch.autograd.grad(loss, gave, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
         return adaptive_weight(self._last[0], given, gradients[0], gradients[1])
 
+    @torch.compiler.disable  # these tensors must not be a compiled graph's own
     def _remember(self, _: nn.Module, given: tuple[torch.Tensor, ...], gave: torch.Tensor) -> None:
         self._last_call = (given[0], gave) if gave.requires_grad else None
 
