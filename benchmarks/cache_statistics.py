@@ -14,8 +14,7 @@ import torch
 from coda.tokenizer.code_cache import CodeCache
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
-
-from .usage import CodeUsage, LevelUsage
+from coda.tokenizer.usage import CodeUsage, LevelUsage
 
 _BLOCK = 4096  # samples whose codes are in memory at the same time
 _NAMED = 3  # pairs of duplicates that are named

@@ -16,6 +16,7 @@ from coda.tokenizer.images import ImageSource, to_uint8, to_unit
 from coda.tokenizer.images.psnr_ssim import psnr, ssim
 from coda.tokenizer.settings import RunOptions
 from coda.tokenizer.training.run_directory import RunDirectory
+from coda.tokenizer.usage import CodeUsage, LevelUsage
 
 from .comparison import extract_features, sample_size_warnings
 from .features.distances import FeatureSet, Statistics, frechet_distance, kernel_distance
@@ -25,7 +26,6 @@ from .reports.plots import Plot
 from .reports.provenance import describe_run, model_identity
 from .reports.report import Figure, Report, Table
 from .settings import ReconstructionSettings
-from .usage import CodeUsage, LevelUsage
 
 Reconstruct = Callable[[torch.Tensor], torch.Tensor]
 

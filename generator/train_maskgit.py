@@ -18,8 +18,8 @@ from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.foundation.seeding import derived_seed, step_generator
 from coda.tokenizer.foundation.worker_processes import load_ahead
 from coda.tokenizer.settings import RunOptions
+from coda.tokenizer.training.monitoring import Monitor
 from coda.tokenizer.training.optimization import (
-    LOG_EVERY,
     OptimizerWithEMA,
     check_finite,
     learning_rate,
@@ -103,7 +103,9 @@ def _train(
     if (checkpoint := directory.latest()) is not None:
         start = checkpoint.step
         optimizer.load_state_tensors("generator", checkpoint.tensors, updates=start)
-    directory.forget_log_after(start)
+    what = f"{settings.batch_size} of the codes of {cache.num_images:,} images a step"
+    monitor = Monitor("Training the generator", accelerator, directory, settings.steps, run, checkpoint, what)
+    monitor.begin()
 
     process, processes = rank_and_world_size()
     local = settings.batch_size // processes
@@ -124,14 +126,15 @@ def _train(
 
             done = step + 1
             bar.advance()
-            if done % LOG_EVERY == 0 or done == settings.steps:
+            if monitor.is_due(done):
                 figures = check_finite(done, loss=output.loss, gradient=gradient)
                 bar.advance(0, loss=figures["loss"])
                 figures |= {f"loss_level_{i}": loss for i, loss in enumerate(output.level_losses.tolist())}
-                directory.log(done, **figures, lr=lr)
+                monitor.log(done, **figures, lr=lr)
             if done % checkpoint_every == 0 and done < settings.steps:
                 directory.save(done, optimizer.state_tensors("generator"))
 
+    monitor.finish()
     optimizer.use_average()
     directory.finish(lambda folder: _write(folder, transformer, settings.mask_law))
     accelerator.wait_for_everyone()

@@ -21,13 +21,13 @@ from PIL import Image
 from coda.generator.sampling import Hook, SamplingStep
 from coda.tokenizer import CodaError, ResidualQuantizer
 from coda.tokenizer.images import to_pil, to_uint8
+from coda.tokenizer.images.grid import labelled_grid
 from coda.tokenizer.images.psnr_ssim import psnr
 from coda.tokenizer.images.source import MAX_PIXELS
 from coda.tokenizer.quantizer.resampling import downsample
 from coda.tokenizer.quantizer.retrieval import argmax_codes
 
 from .coda_pipeline import CodaPipeline
-from .grid import labelled_grid
 from .image_file import ImageInput, image_shape, load_image
 from .regions import Region, box_pixels, cells_to_keep, feathered_mask, region_mask
 from .seeds import Seeds, generators_per_image

@@ -10,10 +10,10 @@ from PIL import Image
 
 from coda.tokenizer import CodaError, CodaTokenizer
 from coda.tokenizer.images import to_pil, to_uint8
+from coda.tokenizer.images.grid import labelled_grid
 from coda.tokenizer.images.psnr_ssim import psnr
 from coda.tokenizer.images.source import MAX_PIXELS
 
-from .grid import labelled_grid
 from .image_file import ImageInput, load_image
 
 DIFFERENCE_GAIN = 4  # differences are too small to see as they are

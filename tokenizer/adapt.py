@@ -33,8 +33,8 @@ from .settings import AdaptSettings, RunOptions
 from .tokenizer import CodaTokenizer
 from .training.discriminator import DiscriminatorTrainer, adversarial_weight
 from .training.losses import ReconstructionLoss
+from .training.monitoring import Monitor
 from .training.optimization import (
-    LOG_EVERY,
     OptimizerWithEMA,
     check_finite,
     learning_rate,
@@ -45,6 +45,7 @@ from .training.optimization import (
 )
 from .training.run_directory import Checkpoint, RunDirectory
 from .training.trainable_tokenizer import TrainableTokenizer, initialize_from_data
+from .training.validation import Validation, split_validation
 from .vae.acceleration import checkpoint_decoder, compile_autoencoder
 from .vae.continuous_vae import ContinuousVAE
 from .vae.load import load_vae
@@ -61,6 +62,7 @@ def adapt(
     out: str | Path = "runs/tokenizer",
     settings: AdaptSettings = AdaptSettings(),
     run: RunOptions = RunOptions(),
+    validation: str | Path | ImageSource | None = None,
 ) -> Path:
     """Make a tokenizer from a VAE. Rerun the same call to resume an interrupted run.
 
@@ -70,6 +72,7 @@ def adapt(
         out: Directory of the tokenizer.
         settings: What is trained, and how.
         run: Device, precision (the quantizer stays in float32), workers, checkpoints.
+        validation: Images to validate on, as `open_images` takes them; None sets a share of `data` aside.
 
     Returns:
         `out`, for `CodaTokenizer.from_pretrained`. Its `lora/` holds the adapter alone.
@@ -85,24 +88,41 @@ def adapt(
     check_weights_finite(base.state_dict(), "the VAE")
     settings = _resolve(settings, base, source)
     vae_digest = weights_digest(repr((base.config["shift"], base.config["scale"])), base)
+    source, held_out = split_validation(source, validation, settings.validation_share, settings.seed)
     record = {**asdict(settings), "vae": vae_digest, "data": source.fingerprint}
     directory = open_run_directory(accelerator, out, "tokenizer", record, run.overwrite)
     if not directory.complete:
-        _train(base, source, directory, settings, run, accelerator)
+        _train(base, source, held_out, directory, settings, run, accelerator)
     return directory.path
 
 
 def _train(
     vae: ContinuousVAE,
     source: ImageSource,
+    held_out: ImageSource,
     directory: RunDirectory,
     settings: AdaptSettings,
     run: RunOptions,
     accelerator: Accelerator,
 ) -> None:
     """The training loop, from the newest checkpoint to the finished directory."""
-    assert settings.size is not None
+    assert settings.size is not None and settings.sides is not None
     checkpoint = directory.latest()
+    validation = Validation(held_out, settings.size, run)
+    what = validation.describe(source, settings.batch_size)
+    layout = CodeLayout(settings.sides, settings.codebook_size)
+    monitor = Monitor(
+        "Adapting",
+        accelerator,
+        directory,
+        settings.steps,
+        run,
+        checkpoint,
+        what,
+        settings.validate_every,
+        layout,
+        validation,
+    )
     tokenizer = _initialize(vae.to(accelerator.device), source, checkpoint, settings, run)
     model = accelerator.prepare(tokenizer)
     # By default no weight decay: it would pull the quantizer away from its initialization.
@@ -120,15 +140,19 @@ def _train(
             discriminator.load_state_tensors(checkpoint.tensors, start)
 
     def save(done: int) -> None:
-        tensors = optimizer.state_tensors("tokenizer")
+        tensors = optimizer.state_tensors("tokenizer") | monitor.state_tensors()
         if discriminator is not None:
             tensors |= discriminator.state_tensors()
         config = tokenizer.vae.config
         directory.save(done, tensors, {"shift": config["shift"], "scale": config["scale"]})
 
-    directory.forget_log_after(start)
+    def reconstruct(images: torch.Tensor) -> torch.Tensor:
+        with optimizer.averaged(), accelerator.autocast():
+            return CodaTokenizer(tokenizer.vae, tokenizer.quantizer)(images)
+
     if checkpoint is None:
         save(0)  # k-means need not run again
+    monitor.begin(reconstruct, tokenizer.quantizer)
 
     batches = training_batches(
         source, settings.size, settings.batch_size, settings.seed, start, settings.steps, workers=run.workers,
@@ -159,22 +183,25 @@ def _train(
 
             done, skipped = step + 1, skipped + len(batch.skipped)
             bar.advance()
-            if done % LOG_EVERY == 0 or done == settings.steps:
+            monitor.count(output.codes)
+            if monitor.is_due(done):
                 figures = {
                     **check_finite(done, loss=loss, gradient=gradient),
                     **reconstruction.figures(),
                     "quantization": float(output.quantization_loss.detach()),
                     "entropy": float(output.entropy_loss.detach()),
                     "codes": output.codes.unique().numel(),  # different ones in this batch
+                    **monitor.look(done, reconstruct, tokenizer.quantizer),
                 }
-                bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], codes=figures["codes"])
+                bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], codes=figures["codes"], **monitor.shown)
                 figures |= {name: float(value) for name, value in gan_log.items()}
-                directory.log(done, **figures, lr=lr, skipped=skipped)
+                monitor.log(done, **figures, lr=lr, skipped=skipped)
             if done % checkpoint_every == 0 and done < settings.steps:
                 save(done)
     if skipped:
         log_info(f"{skipped:,} images could not be read and were replaced by others")
 
+    monitor.finish()
     optimizer.use_average()
     directory.finish(lambda folder: _write(folder, tokenizer, settings))
     accelerator.wait_for_everyone()

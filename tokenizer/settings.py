@@ -60,6 +60,10 @@ class VaeSettings(Settings):
     perceptual: Perceptual = setting("efficientnet_lite0", "Network of the perceptual loss; lpips needs coda[lpips].")
     kl_weight: Weight = setting(1e-4, "Weight of the KL divergence from N(0, 1), in nats per latent element.")
     ema_decay: Fraction = setting(0.995, "EMA decay. The averaged weights are saved.")
+    validation_share: Fraction = setting(
+        0.02, "Share of the images, at most about 64, that is not trained on but validated on; 0 for none."
+    )
+    validate_every: Count | None = setting(None, "Steps between validations; by default ten in a run.")
     seed: Seed = setting(0, "Seed for all randomness.")
 
 
@@ -112,6 +116,10 @@ class AdaptSettings(Settings):
     gradient_checkpointing: bool = setting(False, "Recompute the decoder's activations instead of keeping them.")
     compile: bool = setting(False, "Compile encoder and decoder with torch.compile.")
     ema_decay: Fraction = setting(0.995, "EMA decay. The averaged weights are saved.")
+    validation_share: Fraction = setting(
+        0.02, "Share of the images, at most about 64, that is not trained on but validated on; 0 for none."
+    )
+    validate_every: Count | None = setting(None, "Steps between validations; by default ten in a run.")
     seed: Seed = setting(0, "Seed for all randomness.")
 
 
@@ -146,4 +154,7 @@ class RunOptions(Settings):
     strict: bool = setting(False, "Stop at an image that cannot be read instead of skipping it.")
     checkpoint_every: Count | None = setting(
         None, "Steps between checkpoints; by default 250 for train-vae, 100 for adapt, 500 for train-maskgit."
+    )
+    log_with: Literal["tensorboard", "wandb"] | None = setting(
+        None, "Also send the log to tensorboard (files in the run directory) or wandb."
     )

@@ -26,8 +26,8 @@ from .foundation.seeding import derived_seed, step_generator
 from .images import ImageSource, image_batches, open_images, to_unit, training_batches
 from .settings import RunOptions, VaeSettings
 from .training.losses import ReconstructionLoss, kl_loss
+from .training.monitoring import Monitor
 from .training.optimization import (
-    LOG_EVERY,
     OptimizerWithEMA,
     check_finite,
     learning_rate,
@@ -35,6 +35,7 @@ from .training.optimization import (
     start_accelerator,
 )
 from .training.run_directory import RunDirectory
+from .training.validation import Validation, split_validation
 from .vae.continuous_vae import ContinuousVAE, measure_normalization
 from .vae.principal_components import initialize_from_principal_components, linear_start_autoencoder
 
@@ -48,6 +49,7 @@ def train_vae(
     out: str | Path = "runs/vae",
     settings: VaeSettings = VaeSettings(),
     run: RunOptions = RunOptions(),
+    validation: str | Path | ImageSource | None = None,
 ) -> Path:
     """Train a VAE on images. Rerun the same call to resume an interrupted run.
 
@@ -56,6 +58,7 @@ def train_vae(
         out: Directory of the VAE.
         settings: What is trained, and how.
         run: Device, precision, workers, checkpoints.
+        validation: Images to validate on, as `open_images` takes them; None sets a share of `data` aside.
 
     Returns:
         `out`.
@@ -69,16 +72,18 @@ def train_vae(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("initial weights", settings.seed))
         vae = ContinuousVAE(_autoencoder(settings))
+    source, held_out = split_validation(source, validation, settings.validation_share, settings.seed)
     record = {**asdict(settings), "data": source.fingerprint}
     directory = open_run_directory(accelerator, out, "vae", record, run.overwrite)
     if not directory.complete:
-        _train(vae, source, directory, settings, run, accelerator)
+        _train(vae, source, held_out, directory, settings, run, accelerator)
     return directory.path
 
 
 def _train(
     vae: ContinuousVAE,
     source: ImageSource,
+    held_out: ImageSource,
     directory: RunDirectory,
     settings: VaeSettings,
     run: RunOptions,
@@ -98,8 +103,21 @@ def _train(
     if checkpoint is not None:
         start = checkpoint.step
         optimizer.load_state_tensors("vae", checkpoint.tensors, updates=start)
-    directory.forget_log_after(start)
+    validation = Validation(held_out, settings.size, run)
+    what = validation.describe(source, settings.batch_size)
+    monitor = Monitor(
+        "Training the VAE", accelerator, directory, settings.steps, run, checkpoint, what, settings.validate_every,
+        validation=validation,
+    )  # fmt: skip
 
+    def reconstruct(images: torch.Tensor) -> torch.Tensor:
+        vae.eval()
+        with optimizer.averaged(), accelerator.autocast():
+            made = vae.decode(vae.encode_moments(images)[0])
+        vae.train()
+        return made
+
+    monitor.begin(reconstruct)
     batches = training_batches(
         source, settings.size, settings.batch_size, settings.seed, start, settings.steps,
         workers=run.workers, strict=run.strict, process=process,
@@ -119,19 +137,21 @@ def _train(
 
             done, skipped = step + 1, skipped + len(batch.skipped)
             bar.advance()
-            if done % LOG_EVERY == 0 or done == settings.steps:
+            if monitor.is_due(done):
                 figures = {
                     **check_finite(done, loss=loss, gradient=gradient),
                     **reconstruction.figures(),
                     "kl": float(kl.detach()),
+                    **monitor.look(done, reconstruct),
                 }
-                bar.advance(0, loss=figures["loss"], psnr=figures["psnr"])
-                directory.log(done, **figures, lr=lr, skipped=skipped)
+                bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], **monitor.shown)
+                monitor.log(done, **figures, lr=lr, skipped=skipped)
             if done % checkpoint_every == 0 and done < settings.steps:
                 directory.save(done, optimizer.state_tensors("vae"))
     if skipped:
         log_info(f"{skipped:,} images could not be read and were replaced by others")
 
+    monitor.finish()
     optimizer.use_average()
     vae.eval().requires_grad_(False)
     directory.finish(lambda folder: _write(folder, vae, source, settings, run))

@@ -11,7 +11,7 @@ from coda.tokenizer.presets import PRESETS
 from coda.tokenizer.settings import AdaptSettings, ImageOptions, RunOptions
 
 from ..cli.arguments import Help, Presets
-from .flags import Data, Out, Vae
+from .flags import Data, Out, Vae, Validation
 
 NamedRecipe = Annotated[
     str | None,
@@ -26,6 +26,7 @@ def adapt(
     vae: Vae = "runs/vae",
     out: Out = Path("runs/tokenizer"),
     preset: NamedRecipe = None,
+    validation: Validation = None,
     settings: AdaptSettings,
     run: RunOptions,
     options: ImageOptions,
@@ -41,5 +42,6 @@ def adapt(
         coda adapt --preset paper-f16 --vae kl16.safetensors --data imagenet/train --workers 8
     """
     source = images.open_images(data, **vars(options))
-    made = tokenizer.adapt(vae, source, out, settings, run)
+    held_out = None if validation is None else images.open_images(validation, **vars(options))
+    made = tokenizer.adapt(vae, source, out, settings, run, held_out)
     return "; ".join(filter(None, [f"Made a tokenizer in {made}", source.describe_ignored()]))

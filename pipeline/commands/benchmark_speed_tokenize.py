@@ -20,7 +20,7 @@ def speed_tokenize(
     tokenizer: Tokenizer = "runs/tokenizer",
     out: Out = Path("runs/speed-tokenize"),
     settings: TokenizingSpeedSettings,
-    run: Annotated[RunOptions, Without("strict", "checkpoint_every")],
+    run: Annotated[RunOptions, Without("strict", "checkpoint_every", "log_with")],
 ) -> str:
     """Measure the speed of tokenize-dataset, compared with a plain loop and with the limit of this machine.
 

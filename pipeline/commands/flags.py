@@ -19,6 +19,9 @@ from coda.tokenizer.foundation.settings import (
 from ..cli.arguments import Help
 
 Data = Annotated[str, Help("Images: ImageFolder, folder, WebDataset tars or parquet; DIR[:650] takes a part.")]
+Validation = Annotated[
+    str | None, Help("Images to validate on, as --data; by default a share of the data is set aside.")
+]
 Vae = Annotated[str, Help("The continuous VAE: a directory, a weights file of MAR's KL16 or of TAEF2, or a hub id.")]
 Tokenizer = Annotated[str, Help("Tokenizer directory or hub id.")]
 Cache = Annotated[Path, Help("Code cache that tokenize-dataset made.")]

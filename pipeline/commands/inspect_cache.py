@@ -10,16 +10,16 @@ from PIL import Image
 
 from coda.benchmarks.cache_statistics import CacheStatistics, LabelBalance, cache_statistics
 from coda.benchmarks.image_sets.image_set import drawn_indices
-from coda.benchmarks.usage import LevelUsage
 from coda.tokenizer import CodaError, CodaTokenizer, CodeCache
 from coda.tokenizer.foundation.atomic_io import write_atomically
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.images import to_pil
+from coda.tokenizer.images.grid import labelled_grid
+from coda.tokenizer.usage import LevelUsage
 
 from ..classes import ClassTable
 from ..cli.arguments import UsageError
 from ..cli.plain_table import plain_table
-from ..grid import labelled_grid
 from .flags import Placement
 from .inspect import CacheOptions
 from .model import TOKENIZER, to_device

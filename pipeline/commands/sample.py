@@ -40,7 +40,8 @@ def sample(
         coda sample --class 207
         coda sample --model runs/generator --class "golden retriever,tabby" --class n02783161 --num 8 --seed 1
     """
-    from ..grid import labelled_grid
+    from coda.tokenizer.images.grid import labelled_grid
+
     from ..seeds import image_seeds
 
     with new_directory(out, overwrite, mark="samples.json") as folder:

@@ -18,7 +18,7 @@ def tokenize_dataset(
     tokenizer: Tokenizer = "runs/tokenizer",
     out: Out = Path("runs/cache"),
     settings: TokenizeSettings,
-    run: Annotated[RunOptions, Without("checkpoint_every")],
+    run: Annotated[RunOptions, Without("checkpoint_every", "log_with")],
 ) -> str:
     """Encode images into a code cache.
 

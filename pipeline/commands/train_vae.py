@@ -8,11 +8,17 @@ from coda import tokenizer
 from coda.tokenizer import images
 from coda.tokenizer.settings import ImageOptions, RunOptions, VaeSettings
 
-from .flags import Data, Out
+from .flags import Data, Out, Validation
 
 
 def train_vae(
-    *, data: Data, out: Out = Path("runs/vae"), settings: VaeSettings, run: RunOptions, options: ImageOptions
+    *,
+    data: Data,
+    out: Out = Path("runs/vae"),
+    validation: Validation = None,
+    settings: VaeSettings,
+    run: RunOptions,
+    options: ImageOptions,
 ) -> str:
     """Train a small continuous VAE, if you have no pretrained one.
 
@@ -22,5 +28,6 @@ def train_vae(
         coda train-vae --data photos --size 64
     """
     source = images.open_images(data, **vars(options))
-    made = tokenizer.train_vae(source, out, settings, run)
+    held_out = None if validation is None else images.open_images(validation, **vars(options))
+    made = tokenizer.train_vae(source, out, settings, run, held_out)
     return "; ".join(filter(None, [f"Made a continuous VAE in {made}", source.describe_ignored()]))

@@ -147,8 +147,8 @@ def test_the_image_shows_samples_of_the_seed(
 
 def test_each_cell_is_a_sample_decoded_below_its_class(cache: CodeCache, tokenizers: Path) -> None:
     from coda.pipeline.commands.inspect_cache import decoded_samples
-    from coda.pipeline.grid import labelled_grid
     from coda.tokenizer.images import to_pil
+    from coda.tokenizer.images.grid import labelled_grid
 
     tokenizer = CodaTokenizer.from_pretrained(tokenizers / "0")
     images = [to_pil(tokenizer.decode(codes[None])[0]) for codes, _ in cache]

@@ -12,7 +12,9 @@ from coda.tokenizer.settings import AdaptSettings, RunOptions
 from coda.tokenizer.vae.continuous_vae import measure_normalization
 
 CPU = RunOptions(device="cpu")
-SMALL = dict(codebook_size=32, lora_rank=2, steps=3, batch_size=4, warmup=1, perceptual_weight=0.0)
+SMALL = dict(
+    codebook_size=32, lora_rank=2, steps=3, batch_size=4, warmup=1, perceptual_weight=0.0, validation_share=0.0
+)
 
 
 def small(**changed):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 
@@ -94,18 +94,21 @@ class ImageSource(ABC):
 
     def part(self, which: slice) -> ImageSource:
         """A slice of the items, in the same order and with the same classes."""
-        return _Part(self, which)
+        start, stop = ("" if bound is None else str(bound) for bound in (which.start, which.stop))
+        return _Part(self, range(len(self))[which], f"{self.location}[{start}:{stop}]")
+
+    def subset(self, which: Sequence[int]) -> ImageSource:
+        """The items at these places, with the same classes."""
+        return _Part(self, which, self.location)
 
 
 class _Part(ImageSource):
-    """A slice of another source."""
+    """Some items of another source."""
 
-    def __init__(self, whole: ImageSource, which: slice) -> None:
-        self._whole, self._places = whole, range(len(whole))[which]
+    def __init__(self, whole: ImageSource, places: Sequence[int], location: str) -> None:
+        self._whole, self._places, self.location = whole, places, location
         self.kind, self.class_names, self.num_classes = whole.kind, whole.class_names, whole.num_classes
         self.max_pixels, self.ignored = whole.max_pixels, whole.ignored
-        start, stop = ("" if bound is None else str(bound) for bound in (which.start, which.stop))
-        self.location = f"{whole.location}[{start}:{stop}]"
 
     def __len__(self) -> int:
         return len(self._places)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,18 @@ class OptimizerWithEMA:
         """Replace the weights by their average, for good."""
         if self._ema is not None:
             self._ema.copy_to(self._parameters)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Replace the weights by their average, for as long as the context lasts."""
+        kept = [parameter.detach().clone() for parameter in self._parameters]
+        self.use_average()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, weight in zip(self._parameters, kept, strict=True):
+                    parameter.copy_(weight)
 
     def state_tensors(self, prefix: str) -> dict[str, torch.Tensor]:
         """All state: `<prefix>.weight.<name>`, `.exp_avg.`, `.exp_avg_sq.` and `.ema.`."""

@@ -165,6 +165,11 @@ class RunDirectory:
             with open(self.path / "log.jsonl", "a") as file:
                 file.write(json.dumps({"step": step, **scalars}) + "\n")
 
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of `log.jsonl`; none before the first."""
+        log = self.path / "log.jsonl"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
     def forget_log_after(self, step: int) -> None:
         """Drop the lines that a run resumed at `step` will write again."""
         log = self.path / "log.jsonl"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from coda.tokenizer.layout import CodeLayout
+from .layout import CodeLayout
 
 
 @dataclass(frozen=True)
@@ -41,24 +41,40 @@ class CodeUsage:
 
     Args:
         layout: Layout of the codes that `update` will see.
+        device: Where to count. On the codes' device, counting does not wait for them.
+
+    Attributes:
+        counts: (L, K) int64, how often each code occurred at each level.
     """
 
-    def __init__(self, layout: CodeLayout) -> None:
+    def __init__(self, layout: CodeLayout, device: str | torch.device = "cpu") -> None:
         self.layout = layout
-        self.counts = torch.zeros(layout.num_levels, layout.codebook_size, dtype=torch.int64)
+        self.counts = torch.zeros(layout.num_levels, layout.codebook_size, dtype=torch.int64, device=device)
+        levels = torch.repeat_interleave(torch.tensor([h * w for h, w in layout.sides]))
+        self._rows = (levels * layout.codebook_size).to(device)  # (T,), where the counts of a token's level begin
 
     def update(self, codes: torch.Tensor) -> None:
         """Count codes (B, T)."""
-        for count, level in zip(self.counts, self.layout.split(codes.cpu()), strict=True):
-            count += torch.bincount(level.flatten(), minlength=self.layout.codebook_size)
+        places = (codes.to(self._rows) + self._rows).flatten()
+        self.counts.view(-1).index_add_(0, places, torch.ones_like(places))
 
     def per_level(self) -> list[LevelUsage]:
         """One figure per level."""
-        return [_usage(level, counts) for level, counts in enumerate(self.counts)]
+        return [_usage(level, counts) for level, counts in enumerate(self.counts.cpu())]
 
     def overall(self) -> LevelUsage:
         """All levels together: they share one codebook."""
-        return _usage(None, self.counts.sum(0))
+        return _usage(None, self.counts.sum(0).cpu())
+
+
+def effective_rank(codebook: torch.Tensor) -> float:
+    """Exponential of the entropy of the normalized singular values of a codebook (K, C), from 1 to C.
+
+    After Roy and Vetterli, *The Effective Rank*, 2007.
+    """
+    values = torch.linalg.svdvals(codebook.double().cpu())
+    shares = values[values > 0] / values.sum()
+    return float(torch.exp(-(shares * shares.log()).sum()))
 
 
 def _usage(level: int | None, counts: torch.Tensor) -> LevelUsage:

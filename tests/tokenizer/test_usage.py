@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coda.benchmarks.usage import CodeUsage
 from coda.tokenizer import CodeLayout
+from coda.tokenizer.usage import CodeUsage
 
 
 def test_usage_and_perplexity_of_known_codes() -> None:

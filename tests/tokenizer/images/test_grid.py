@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coda.pipeline.grid import labelled_grid
+from coda.tokenizer.images.grid import labelled_grid
 
 COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9), (0, 255, 255)]
 

@@ -1,0 +1,61 @@
+"""Curves of a training's log as one picture, drawn if matplotlib (the extra `plots`) is installed."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..foundation.atomic_io import write_bytes
+
+_COLUMNS = 3
+_MOST_IN_LEGEND = 12
+_LOGARITHMIC = ("lr", "perplexity", "gradient")
+
+
+def draw_curves(log: Sequence[dict[str, float]], path: Path, title: str) -> bool:
+    """Draw every figure of a log over the steps; figures of levels and of validation share a panel with their like.
+
+    Args:
+        log: Lines of `log.jsonl`: "step", and figures by name; a line need not have all of them.
+        path: PNG to write.
+        title: Heading.
+
+    Returns:
+        Whether matplotlib is installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    panels: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for line in log for name in line if name not in ("step", "skipped")):
+        panels.setdefault(_panel(name), []).append(name)
+    rows = max(1, math.ceil(len(panels) / _COLUMNS))
+    figure = Figure(figsize=(4 * _COLUMNS, 2.5 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    for place, (panel, names) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(rows, _COLUMNS, place)
+        for name in names:
+            points = [(line["step"], line[name]) for line in log if name in line]
+            label = name.removeprefix(f"{panel}_").replace("_", " ")
+            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else "", linewidth=1.2)
+        axes.set_title(panel.replace("_", " "), fontsize="medium")
+        if panel in _LOGARITHMIC and all(line[name] > 0 for line in log for name in names if name in line):
+            axes.set_yscale("log")
+        if 1 < len(names) <= _MOST_IN_LEGEND:
+            axes.legend(fontsize="xx-small")
+        axes.grid(alpha=0.3)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=100, format="png")
+    write_bytes(path, content.getvalue())
+    return True
+
+
+def _panel(name: str) -> str:
+    """`validation_psnr` belongs to `psnr`, `usage_level_3` to `usage`."""
+    return re.sub(r"_level_\d+$", "", name.removeprefix("validation_"))

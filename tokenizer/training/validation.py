@@ -1,0 +1,115 @@
+"""Held-out images: which ones they are, how well they are reconstructed, and a sheet that shows it.
+
+Shapes: images (B, 3, H, W) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..foundation.errors import CodaError
+from ..foundation.seeding import derived_seed
+from ..images import ImageSource, image_batches, open_images, to_pil, to_uint8, to_unit
+from ..images.grid import labelled_grid
+from ..images.psnr_ssim import psnr
+from ..settings import RunOptions
+from .perceptual import LiteFeatures, perceptual_loss
+
+VALIDATION_IMAGES = 64  # looked at, and about as many set aside at most
+_SHEET_IMAGES = 8
+_BATCH = 16
+
+Reconstruct = Callable[[torch.Tensor], torch.Tensor]
+
+
+def split_validation(
+    data: ImageSource, validation: str | Path | ImageSource | None, share: float, seed: int
+) -> tuple[ImageSource, ImageSource]:
+    """The images to train on, and those to validate on.
+
+    Args:
+        data: All images of the training.
+        validation: Images to validate on, as `open_images` takes them; then none of `data` is set aside.
+        share: Share of `data` to set aside, as long as that is fewer than about 64 images.
+        seed: Seed of the choice. Whether an image is set aside depends only on (seed, index) and the bound.
+
+    Raises:
+        CodaError: If nothing is left to train on, or `validation` cannot be used.
+    """
+    if validation is not None:
+        return data, open_images(validation)
+    aside = _uniform(seed, len(data)) < min(share, VALIDATION_IMAGES / len(data))
+    if share == 1 or aside.all():
+        raise CodaError(f"validation_share {share:g} leaves no image to train on; give a smaller one")
+    trained, held_out = (data.subset(array("q", np.flatnonzero(places).tobytes())) for places in (~aside, aside))
+    return trained, held_out
+
+
+def _uniform(seed: int, n: int) -> np.ndarray:
+    """(n,) numbers in [0, 1): the i-th is a hash of (seed, i), by SplitMix64."""
+    z = np.arange(n, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(derived_seed("validation", seed))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) / 2**53
+
+
+class Validation:
+    """The first images of a source, cropped at their center and kept in memory.
+
+    Args:
+        source: Images to validate on; broken ones are left out.
+        size: Pixels, one number or (height, width).
+        run: Workers and strictness.
+    """
+
+    def __init__(self, source: ImageSource, size: int | tuple[int, int], run: RunOptions) -> None:
+        chosen = range(min(len(source), VALIDATION_IMAGES))
+        batches = image_batches(source, size, _BATCH, chosen, workers=run.workers, strict=run.strict)
+        self._size = size
+        self._pixels = [batch.pixels for batch in batches]
+        self._features: LiteFeatures | None = None
+        if len(source):
+            with torch.random.fork_rng(devices=[]):  # its initial weights are drawn, although they are replaced
+                self._features = LiteFeatures()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._pixels))
+
+    def describe(self, trained: ImageSource, batch_size: int) -> str:
+        """What a training sees, in words: "16 of 980 images at 64x64 pixels a step, 20 held out"."""
+        height, width = (self._size, self._size) if isinstance(self._size, int) else self._size
+        return f"{batch_size} of {len(trained):,} images at {height}x{width} pixels a step, {len(self)} held out"
+
+    @torch.no_grad()
+    def measure(
+        self, reconstruct: Reconstruct, device: torch.device, label: str
+    ) -> tuple[dict[str, float], Image.Image]:
+        """PSNR (dB, mean over images) and perceptual distance of reconstructions, and a sheet of the first few.
+
+        Args:
+            reconstruct: From images to reconstructions, on `device`. It must leave the model as it was.
+            device: Where the model is.
+            label: What to write above the reconstructions on the sheet.
+        """
+        assert self._features is not None and self._pixels
+        features = self._features.to(device)
+        similarity, distance, shown = 0.0, 0.0, []
+        for pixels in self._pixels:
+            images = to_unit(pixels.to(device))
+            made = reconstruct(images).float()
+            distance += len(pixels) * float(perceptual_loss(features, made.clamp(-1, 1), images))
+            similarity += float(psnr(to_uint8(made).cpu(), pixels).sum())
+            shown.append(to_uint8(made[:_SHEET_IMAGES]).cpu())
+        originals, made = self._pixels[0][:_SHEET_IMAGES], shown[0]
+        labels = ["original"] * len(originals) + [label] * len(made)
+        sheet = labelled_grid([to_pil(image) for image in (*originals, *made)], labels, columns=len(originals))
+        return {
+            "validation_psnr": similarity / len(self),
+            "validation_perceptual": distance / len(self),
+        }, sheet
