@@ -104,7 +104,7 @@ def _train(
         start = checkpoint.step
         optimizer.load_state_tensors("generator", checkpoint.tensors, updates=start)
     what = f"{settings.batch_size} of the codes of {cache.num_images:,} images a step"
-    monitor = Monitor("Training the generator", accelerator, directory, settings.steps, run, checkpoint, what)
+    monitor = Monitor("Training the generator", accelerator, directory, settings.steps, run, checkpoint, what=what)
     monitor.begin()
 
     process, processes = rank_and_world_size()

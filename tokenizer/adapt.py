@@ -108,21 +108,9 @@ def _train(
     """The training loop, from the newest checkpoint to the finished directory."""
     assert settings.size is not None and settings.sides is not None
     checkpoint = directory.latest()
-    validation = Validation(held_out, settings.size, run)
-    what = validation.describe(source, settings.batch_size)
+    validation = Validation(held_out, source, settings, run)
     layout = CodeLayout(settings.sides, settings.codebook_size)
-    monitor = Monitor(
-        "Adapting",
-        accelerator,
-        directory,
-        settings.steps,
-        run,
-        checkpoint,
-        what,
-        settings.validate_every,
-        layout,
-        validation,
-    )
+    monitor = Monitor("Adapting", accelerator, directory, settings.steps, run, checkpoint, validation, layout)
     tokenizer = _initialize(vae.to(accelerator.device), source, checkpoint, settings, run)
     model = accelerator.prepare(tokenizer)
     # By default no weight decay: it would pull the quantizer away from its initialization.
@@ -159,11 +147,13 @@ def _train(
         strict=run.strict, process=rank_and_world_size(),
     )  # fmt: skip
     with progress("Adapting", total=settings.steps, completed=start) as bar:
+        bar.advance(0, **monitor.shown)
         for step, batch, last in micro_batches(batches, start, settings.accumulation):
             synchronize_gradients(model, last)
             images = to_unit(batch.pixels.to(accelerator.device))
             lr = learning_rate(step, settings.steps, settings.lr, settings.warmup)
             output = model(images)
+            monitor.count(output.codes)
             reconstruction = reconstruction_loss(output.reconstructions, images)
             loss = reconstruction.total + output.quantization_loss + settings.entropy_weight * output.entropy_loss
             gan_log: dict[str, torch.Tensor] = {}
@@ -183,7 +173,6 @@ def _train(
 
             done, skipped = step + 1, skipped + len(batch.skipped)
             bar.advance()
-            monitor.count(output.codes)
             if monitor.is_due(done):
                 figures = {
                     **check_finite(done, loss=loss, gradient=gradient),

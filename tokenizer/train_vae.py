@@ -103,12 +103,8 @@ def _train(
     if checkpoint is not None:
         start = checkpoint.step
         optimizer.load_state_tensors("vae", checkpoint.tensors, updates=start)
-    validation = Validation(held_out, settings.size, run)
-    what = validation.describe(source, settings.batch_size)
-    monitor = Monitor(
-        "Training the VAE", accelerator, directory, settings.steps, run, checkpoint, what, settings.validate_every,
-        validation=validation,
-    )  # fmt: skip
+    validation = Validation(held_out, source, settings, run)
+    monitor = Monitor("Training the VAE", accelerator, directory, settings.steps, run, checkpoint, validation)
 
     def reconstruct(images: torch.Tensor) -> torch.Tensor:
         vae.eval()
@@ -123,6 +119,7 @@ def _train(
         workers=run.workers, strict=run.strict, process=process,
     )  # fmt: skip
     with progress("Training the VAE", total=settings.steps, completed=start) as bar:
+        bar.advance(0, **monitor.shown)
         for step, batch in enumerate(batches, start):
             images = to_unit(batch.pixels.to(accelerator.device, memory_format=torch.channels_last))
             lr = learning_rate(step, settings.steps, settings.lr, settings.warmup)

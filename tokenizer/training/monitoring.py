@@ -56,10 +56,9 @@ class Monitor:
         steps: Optimizer steps in total.
         run: Where else to log.
         checkpoint: Where the training goes on, if anywhere.
-        what: What is trained on, for the first line ("16 of 980 images at 64x64 pixels a step").
-        every: Steps between validations; by default ten in a run.
+        validation: Held-out images, if there may be some.
         layout: Layout of the codes that `count` will see.
-        validation: Held-out images, if any.
+        what: What a step sees, for the first line; by default in the validation's words.
 
     Attributes:
         start: Steps done before.
@@ -77,14 +76,14 @@ class Monitor:
         steps: int,
         run: RunOptions,
         checkpoint: Checkpoint | None = None,
-        what: str = "",
-        every: int | None = None,
-        layout: CodeLayout | None = None,
         validation: Validation | None = None,
+        layout: CodeLayout | None = None,
+        what: str = "",
     ) -> None:
         self.start = 0 if checkpoint is None else checkpoint.step
         self.shown: dict[str, float | str] = {}
         self._title, self._accelerator, self._directory, self._steps = title, accelerator, directory, steps
+        every = None if validation is None else validation.every
         self._every = every or max(LOG_EVERY, -(-steps // (_VALIDATIONS * LOG_EVERY)) * LOG_EVERY)
         self._validation = validation if validation is not None and len(validation) else None
         self._usage = None if layout is None else CodeUsage(layout, accelerator.device)
@@ -97,6 +96,7 @@ class Monitor:
             self._name_collapse({name: value for name, value in line.items() if name.startswith("usage")})
         _start_trackers(accelerator, directory, run.log_with)
         if is_main_process():
+            what = what or ("" if validation is None else validation.what)
             log_info(f"{title}: {'; '.join(filter(None, [self._describe(), what, f'log in {directory.path}']))}")
 
     def is_due(self, done: int) -> bool:
@@ -167,10 +167,11 @@ class Monitor:
             tracker.finish()
         if not is_main_process():
             return
-        took, log = time.monotonic() - self._began, self._directory.read_log()
+        log = self._directory.read_log()
         with self._timed():
-            if len(log) > 1 and not draw_curves(log, self._directory.path / "curves.png", self._directory.path.name):
+            if len(log) > 1 and not draw_curves(log, self._directory.path / "curves.png", self._directory.kind):
                 log_info("curves.png is not drawn: matplotlib is not installed; pip install 'coda[plots]'")
+        took = time.monotonic() - self._began
         latest = {name: value for line in log for name, value in line.items()}
         words = [f"{name} {latest[name]:.4g}" for name in _IN_END_LINE if name in latest]
         share = f"{100 * self._seconds / took:.1f} % of it for monitoring" if took > 0 else "no time"

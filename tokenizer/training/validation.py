@@ -18,7 +18,7 @@ from ..foundation.seeding import derived_seed
 from ..images import ImageSource, image_batches, open_images, to_pil, to_uint8, to_unit
 from ..images.grid import labelled_grid
 from ..images.psnr_ssim import psnr
-from ..settings import RunOptions
+from ..settings import AdaptSettings, RunOptions, VaeSettings
 from .perceptual import LiteFeatures, perceptual_loss
 
 VALIDATION_IMAGES = 64  # looked at, and about as many set aside at most
@@ -63,28 +63,35 @@ class Validation:
     """The first images of a source, cropped at their center and kept in memory.
 
     Args:
-        source: Images to validate on; broken ones are left out.
-        size: Pixels, one number or (height, width).
+        held_out: Images to validate on; broken ones are left out.
+        trained: Images of the training.
+        settings: With the size known.
         run: Workers and strictness.
+
+    Attributes:
+        every: Steps between validations, if they were given.
+        what: What the training sees, in words.
     """
 
-    def __init__(self, source: ImageSource, size: int | tuple[int, int], run: RunOptions) -> None:
-        chosen = range(min(len(source), VALIDATION_IMAGES))
-        batches = image_batches(source, size, _BATCH, chosen, workers=run.workers, strict=run.strict)
-        self._size = size
+    def __init__(
+        self, held_out: ImageSource, trained: ImageSource, settings: AdaptSettings | VaeSettings, run: RunOptions
+    ) -> None:
+        size = settings.size
+        assert size is not None
+        self.every = settings.validate_every
+        chosen = range(min(len(held_out), VALIDATION_IMAGES))
+        batches = image_batches(held_out, size, _BATCH, chosen, workers=run.workers, strict=run.strict)
         self._pixels = [batch.pixels for batch in batches]
         self._features: LiteFeatures | None = None
-        if len(source):
+        if len(self):
             with torch.random.fork_rng(devices=[]):  # its initial weights are drawn, although they are replaced
                 self._features = LiteFeatures()
+        height, width = (size, size) if isinstance(size, int) else size
+        images = f"{settings.batch_size} of {len(trained):,} images at {height}x{width} pixels"
+        self.what = f"{images} a step, {len(self)} held out"
 
     def __len__(self) -> int:
         return sum(map(len, self._pixels))
-
-    def describe(self, trained: ImageSource, batch_size: int) -> str:
-        """What a training sees, in words: "16 of 980 images at 64x64 pixels a step, 20 held out"."""
-        height, width = (self._size, self._size) if isinstance(self._size, int) else self._size
-        return f"{batch_size} of {len(trained):,} images at {height}x{width} pixels a step, {len(self)} held out"
 
     @torch.no_grad()
     def measure(
