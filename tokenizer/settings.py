@@ -63,7 +63,9 @@ class VaeSettings(Settings):
     validation_share: Fraction = setting(
         0.02, "Share of the images, at most about 64, that is not trained on but validated on; 0 for none."
     )
-    validate_every: Count | None = setting(None, "Steps between validations; by default ten in a run.")
+    validate_every: Count | None = setting(
+        None, "Steps between validations; by default ten in a run, fewer in a short one."
+    )
     seed: Seed = setting(0, "Seed for all randomness.")
 
 
@@ -119,7 +121,9 @@ class AdaptSettings(Settings):
     validation_share: Fraction = setting(
         0.02, "Share of the images, at most about 64, that is not trained on but validated on; 0 for none."
     )
-    validate_every: Count | None = setting(None, "Steps between validations; by default ten in a run.")
+    validate_every: Count | None = setting(
+        None, "Steps between validations; by default ten in a run, fewer in a short one."
+    )
     seed: Seed = setting(0, "Seed for all randomness.")
 
 

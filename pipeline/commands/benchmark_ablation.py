@@ -23,7 +23,7 @@ def ablation(
     ] = None,
     out: Out = Path("runs/ablation"),
     settings: AblationSettings,
-    run: Annotated[RunOptions, Without("dtype", "checkpoint_every")],
+    run: Annotated[RunOptions, Without("dtype", "checkpoint_every", "log_with")],
 ) -> str:
     """Measure what each idea brings: direct VQ, residual levels, attention, LoRA.
 

@@ -31,7 +31,7 @@ def gfid(
         Precision, Help("Precision of the sampling; auto is bfloat16 on CUDA and float32 elsewhere.")
     ] = "auto",
     settings: GenerationSettings,
-    run: Annotated[RunOptions, Without("dtype", "checkpoint_every")],
+    run: Annotated[RunOptions, Without("dtype", "checkpoint_every", "log_with")],
 ) -> str:
     """Measure the quality of samples against a reference.
 

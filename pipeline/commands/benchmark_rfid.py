@@ -22,7 +22,7 @@ def rfid(
     vae: Annotated[str | None, Help("A continuous VAE, whose own reconstructions are measured too.")] = None,
     out: Out = Path("runs/rfid"),
     settings: ReconstructionSettings,
-    run: Annotated[RunOptions, Without("dtype", "checkpoint_every")],
+    run: Annotated[RunOptions, Without("dtype", "checkpoint_every", "log_with")],
 ) -> str:
     """Measure the quality of a tokenizer's reconstructions.
 

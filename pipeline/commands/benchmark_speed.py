@@ -24,7 +24,7 @@ def speed(
     shapes: Shapes = None,
     out: Out = Path("runs/speed"),
     settings: Annotated[SpeedSettings, Without("size", "batch_size")],
-    run: Annotated[RunOptions, Without("workers", "dtype", "strict", "checkpoint_every")],
+    run: Annotated[RunOptions, Without("workers", "dtype", "strict", "checkpoint_every", "log_with")],
 ) -> str:
     """Measure time and memory of the quantizer, compared with a dense one.
 

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from ..quantizer.residual_quantizer import ResidualQuantizer
     from .validation import Reconstruct, Validation
 
-_VALIDATIONS = 10  # in a run, by default
 _FALL = 0.5  # of the usage: what is called a collapse
 _ENOUGH_TOKENS = 8  # per code; a healthy codebook then leaves few codes unused
 _COUNTS = "monitor.counts"
@@ -83,8 +82,7 @@ class Monitor:
         self.start = 0 if checkpoint is None else checkpoint.step
         self.shown: dict[str, float | str] = {}
         self._title, self._accelerator, self._directory, self._steps = title, accelerator, directory, steps
-        every = None if validation is None else validation.every
-        self._every = every or max(LOG_EVERY, -(-steps // (_VALIDATIONS * LOG_EVERY)) * LOG_EVERY)
+        self._every = max(1, steps) if validation is None else validation.interval(steps)
         self._validation = validation if validation is not None and len(validation) else None
         self._usage = None if layout is None else CodeUsage(layout, accelerator.device)
         if self._usage is not None and checkpoint is not None and is_main_process() and _COUNTS in checkpoint.tensors:

@@ -5,6 +5,7 @@ Shapes: images (B, 3, H, W) in [-1, 1].
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,12 @@ from ..images import ImageSource, image_batches, open_images, to_pil, to_uint8, 
 from ..images.grid import labelled_grid
 from ..images.psnr_ssim import psnr
 from ..settings import AdaptSettings, RunOptions, VaeSettings
+from .optimization import LOG_EVERY
 from .perceptual import LiteFeatures, perceptual_loss
 
 VALIDATION_IMAGES = 64  # looked at, and about as many set aside at most
+_VALIDATIONS = 10  # in a run, by default
+_TRAINED_PER_IMAGE = 24
 _SHEET_IMAGES = 8
 _BATCH = 16
 
@@ -69,7 +73,6 @@ class Validation:
         run: Workers and strictness.
 
     Attributes:
-        every: Steps between validations, if they were given.
         what: What the training sees, in words.
     """
 
@@ -78,7 +81,7 @@ class Validation:
     ) -> None:
         size = settings.size
         assert size is not None
-        self.every = settings.validate_every
+        self._every, self._batch_size = settings.validate_every, settings.batch_size
         chosen = range(min(len(held_out), VALIDATION_IMAGES))
         batches = image_batches(held_out, size, _BATCH, chosen, workers=run.workers, strict=run.strict)
         self._pixels = [batch.pixels for batch in batches]
@@ -92,6 +95,14 @@ class Validation:
 
     def __len__(self) -> int:
         return sum(map(len, self._pixels))
+
+    def interval(self, steps: int) -> int:
+        """Steps between validations, in a training of so many steps.
+
+        By default ten in a run, but few enough to see one image for every 24 of the training, a percent of its time.
+        """
+        rare = max(steps / _VALIDATIONS, _TRAINED_PER_IMAGE * len(self) / self._batch_size)
+        return self._every or max(LOG_EVERY, math.ceil(rare / LOG_EVERY) * LOG_EVERY)
 
     @torch.no_grad()
     def measure(
