@@ -72,9 +72,8 @@ def effective_rank(codebook: torch.Tensor) -> float:
 
     After Roy and Vetterli, *The Effective Rank*, 2007.
     """
-    values = torch.linalg.svdvals(codebook.double().cpu())
-    shares = values[values > 0] / values.sum()
-    return float(torch.exp(-(shares * shares.log()).sum()))
+    singular = torch.linalg.svdvals(codebook.double().cpu())
+    return float(torch.special.entr(singular / singular.sum()).sum().exp())
 
 
 def _usage(level: int | None, counts: torch.Tensor) -> LevelUsage:

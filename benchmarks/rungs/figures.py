@@ -14,14 +14,14 @@ import torch
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.images import to_uint8, to_unit
 from coda.tokenizer.images.psnr_ssim import psnr, ssim
-from coda.tokenizer.usage import CodeUsage
+from coda.tokenizer.usage import CodeUsage, effective_rank
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
 
 from ..comparison import extract_features
 from ..features.distances import FeatureSet, Statistics, frechet_distance, kernel_distance
 from ..features.extractors import FeatureExtractor
 from ..image_sets.image_set import ImageSet
-from .perturbation import effective_rank, near_codes, perturb_codes
+from .perturbation import near_codes, perturb_codes
 from .rivals import Quantizer
 
 PERTURBED_SHARE = 0.1

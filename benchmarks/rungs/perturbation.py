@@ -45,10 +45,3 @@ def perturb_codes(
     draws = draws.to(codes.device)
     rank = (draws * (near.shape[1] / max(share, 1e-9))).long().clamp(max=near.shape[1] - 1)
     return torch.where(draws < share, near.to(codes.device)[codes, rank], codes)
-
-
-def effective_rank(values: torch.Tensor) -> float:
-    """Number of dimensions that a codebook (K, C) uses: exp of the entropy of its normalized singular values."""
-    singular = torch.linalg.svdvals(values.double())
-    shares = singular / singular.sum()
-    return float(torch.exp(torch.special.entr(shares).sum()))

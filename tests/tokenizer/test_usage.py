@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from coda.tokenizer import CodeLayout
-from coda.tokenizer.usage import CodeUsage
+from coda.tokenizer.usage import CodeUsage, effective_rank
 
 
 def test_usage_and_perplexity_of_known_codes() -> None:
@@ -48,3 +48,8 @@ def test_few_tokens_cannot_show_many_codes() -> None:
     usage = CodeUsage(CodeLayout([1, 4], 64))
     usage.update(torch.randint(64, (4, 17)))
     assert usage.per_level()[0].attainable == 100 * 4 / 64
+
+
+def test_effective_rank_counts_dimensions() -> None:
+    assert effective_rank(torch.eye(6)) == pytest.approx(6)
+    assert effective_rank(torch.randn(50, 1) @ torch.randn(1, 6)) == pytest.approx(1, abs=1e-5)

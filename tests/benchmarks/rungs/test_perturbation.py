@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import pytest
 import torch
 
-from coda.benchmarks.rungs.perturbation import effective_rank, near_codes, perturb_codes
+from coda.benchmarks.rungs.perturbation import near_codes, perturb_codes
 
 
 def test_near_codes_are_the_nearest_others() -> None:
@@ -27,8 +26,3 @@ def test_perturbing_replaces_that_share_by_near_codes() -> None:
     halves = [perturb_codes(codes[part], near, 0.1, range(40)[part], seed=3) for part in (slice(13), slice(13, 40))]
     assert torch.equal(torch.cat(halves), found)  # neither chance nor the batch size
     assert torch.equal(perturb_codes(codes, near, 0.0, range(40), seed=3), codes)
-
-
-def test_effective_rank_counts_dimensions() -> None:
-    assert effective_rank(torch.eye(6)) == pytest.approx(6)
-    assert effective_rank(torch.randn(50, 1) @ torch.randn(1, 6)) == pytest.approx(1, abs=1e-5)

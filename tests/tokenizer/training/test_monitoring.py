@@ -34,7 +34,7 @@ def adapting(**changed):
 
 def training(**changed):
     settings = dict(
-        size=8, factor=2, latent_channels=4, width=8, steps=12, batch_size=4, perceptual_weight=0.0,
+        size=8, factor=2, latent_channels=4, width=16, steps=12, batch_size=4, perceptual_weight=0.0,
         validation_share=0.25,
     )  # fmt: skip
     return VaeSettings(**(settings | changed))
