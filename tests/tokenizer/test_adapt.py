@@ -161,7 +161,7 @@ def test_in_bfloat16_the_trained_weights_stay_float32(tmp_path, vae, ramps):
     with pytest.raises(KeyboardInterrupt):
         adapt(vae, ramps(interrupt_at=1 + 24 + 4 + 1), tmp_path, small(), run)
     tensors = load_file(tmp_path / "checkpoints" / "step-00000001" / "tensors.safetensors")
-    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert {t.dtype for name, t in tensors.items() if name != "monitor.counts"} == {torch.float32}
 
 
 def test_images_that_are_not_square(tmp_path, vae, ramps):
