@@ -17,25 +17,26 @@ from .schedules import mask_ratio
 
 @dataclass(frozen=True)
 class TrainingDraw:
-    """All random choices of one training step, for B images.
+    """All random choices of one training step, for B images: a whole batch, or the share of one process.
 
     Attributes:
         masked: (B, T) bool, the cells to predict; at least one per level and image.
         corrupted: (B, T) bool, the cells whose code is replaced before the prefix latent is computed.
-        source_images: (B,) int64, the image whose codes replace the corrupted ones.
+        source_images: (B,) int64, the image of the whole batch whose codes replace the corrupted ones.
         unconditional: (B,) bool, the images whose class is dropped.
+        mean_masked: (L,) float32, masked cells of each level of an image, on average over the whole batch.
     """
 
     masked: torch.Tensor
     corrupted: torch.Tensor
     source_images: torch.Tensor
     unconditional: torch.Tensor
+    mean_masked: torch.Tensor
 
     def rows(self, first: int, last: int) -> TrainingDraw:
-        """The images [first, last); their source images are among them."""
-        part = slice(first, last)
-        sources = self.source_images[part] % (last - first)
-        return TrainingDraw(self.masked[part], self.corrupted[part], sources, self.unconditional[part])
+        """The share [first, last) of the batch."""
+        parts = (each[first:last] for each in (self.masked, self.corrupted, self.source_images, self.unconditional))
+        return TrainingDraw(*parts, self.mean_masked)
 
     def to(self, device: torch.device) -> TrainingDraw:
         """The same draw on a device."""
@@ -63,17 +64,18 @@ def draw_training(
     """
     noise = torch.rand(batch_size, layout.num_tokens, generator=generator)
     ratios = mask_ratio(torch.rand(batch_size, layout.num_levels, generator=generator), mask_schedule)
-    masked = []
+    masked, mean_masked = [], []
     for level, grid in enumerate(layout.split(noise)):
         ranks = grid.flatten(1).argsort(dim=1).argsort(dim=1)
         cells = ranks.shape[1]
         count = (ratios[:, level : level + 1] * cells).ceil().clamp(1, cells)
         masked.append(ranks < count)
+        mean_masked.append(masked[-1].sum() / batch_size)
     share = corruption * torch.rand(batch_size, 1, generator=generator)
     corrupted = torch.rand(batch_size, layout.num_tokens, generator=generator) < share
     source_images = torch.randperm(batch_size, generator=generator)
     unconditional = torch.rand(batch_size, generator=generator) < class_dropout
-    return TrainingDraw(torch.cat(masked, dim=1), corrupted, source_images, unconditional)
+    return TrainingDraw(torch.cat(masked, dim=1), corrupted, source_images, unconditional, torch.stack(mean_masked))
 
 
 def masked_after_step(unfilled: torch.Tensor, steps: int, mask_schedule: str = "cosine") -> torch.Tensor:

@@ -25,7 +25,9 @@ class ObjectiveOutput:
 
     Attributes:
         loss: Scalar with gradient: the mean of `level_losses`.
-        level_losses: (L,) mean cross-entropy (nats) at the masked cells of each level, without gradient.
+        level_losses: (L,) mean cross-entropy (nats) at the masked cells of each level, without gradient. Those of a
+            process's share of the batch are relative to the cells of the whole, so that their mean over the processes
+            is that of the batch.
     """
 
     loss: torch.Tensor
@@ -39,32 +41,36 @@ class MaskedCodeObjective(nn.Module):
         super().__init__()
         self.transformer = transformer
 
-    def forward(self, codes: torch.Tensor, labels: torch.Tensor, draw: TrainingDraw) -> ObjectiveOutput:
+    def forward(
+        self, codes: torch.Tensor, labels: torch.Tensor, draw: TrainingDraw, batch_codes: torch.Tensor | None = None
+    ) -> ObjectiveOutput:
         """Loss of all levels of every image, in one packed pass.
 
         Args:
             codes: (B, T) int64, the true codes.
             labels: (B,) int64; -1 stands for no class.
             draw: The random choices, on the device of `codes`.
+            batch_codes: The codes of the whole batch if `codes` are a process's share of it.
         """
         model, layout = self.transformer, self.transformer.layout
         none = model.class_embedding.num_embeddings - 1
         labels = torch.where(draw.unconditional | (labels < 0), none, labels)
         with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
             # Corrupt with another image's code at the same cell: each level keeps its own distribution of codes.
-            corrupted_codes = torch.where(draw.corrupted, codes[draw.source_images], codes)
+            sources = (codes if batch_codes is None else batch_codes)[draw.source_images]
+            corrupted_codes = torch.where(draw.corrupted, sources, codes)
             prefixes = prefix_latents(corrupted_codes, layout, model.value_table.float())[:-1]
         features = model(codes.masked_fill(draw.masked, layout.codebook_size), prefixes, labels).features
 
         cells_per_level = [h * w for h, w in layout.sides]
-        masked_per_level = torch.stack([level.sum() for level in draw.masked.split(cells_per_level, dim=1)])  # (L,)
+        masked_per_level = draw.mean_masked * len(codes)  # (L,)
         level_of_cell = torch.cat([codes.new_full((n,), level) for level, n in enumerate(cells_per_level)])
         level_of_row = level_of_cell.expand_as(codes)[draw.masked]  # (M,)
-        row_weights = (1 / (layout.num_levels * masked_per_level.float()))[level_of_row]
+        row_weights = (1 / (layout.num_levels * masked_per_level))[level_of_row]
         loss, row_losses = chunked_cross_entropy(
             features[draw.masked], model.code_embedding.weight, codes[draw.masked], row_weights
         )
-        sums = torch.zeros_like(masked_per_level, dtype=torch.float32).index_add_(0, level_of_row, row_losses)
+        sums = torch.zeros_like(masked_per_level).index_add_(0, level_of_row, row_losses)
         return ObjectiveOutput(loss, sums / masked_per_level)
 
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from coda.tokenizer.code_cache import CodeCache, ShuffledBatches
 from coda.tokenizer.fingerprint import saved_fingerprint
+from coda.tokenizer.foundation.distributed import gather_over_processes
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.launcher import check_batch_size, rank_and_world_size
 from coda.tokenizer.foundation.progress import progress
@@ -120,7 +121,8 @@ def _train(
             )  # fmt: skip
             draw = draw.rows(process * local, (process + 1) * local).to(accelerator.device)
 
-            output = objective(codes.to(accelerator.device), labels.to(accelerator.device), draw)
+            codes = codes.to(accelerator.device)
+            output = objective(codes, labels.to(accelerator.device), draw, gather_over_processes(codes))
             accelerator.backward(output.loss)
             gradient = optimizer.step(lr)
 

@@ -159,7 +159,7 @@ def _train(
             gan_log: dict[str, torch.Tensor] = {}
             if discriminator is not None and step >= settings.adversarial_start:
                 generator_loss = discriminator.generator_loss(output.reconstructions, step)
-                weight = accelerator.reduce(tokenizer.adaptive_weight(reconstruction.total, generator_loss), "mean")
+                weight = tokenizer.adaptive_weight(reconstruction.total, generator_loss)
                 loss = loss + adversarial_weight(step, settings) * weight * generator_loss
                 gan_log["adaptive_weight"] = weight
             accelerator.backward(loss / settings.accumulation)

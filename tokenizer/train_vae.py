@@ -123,9 +123,9 @@ def _train(
         for step, batch in enumerate(batches, start):
             images = to_unit(batch.pixels.to(accelerator.device, memory_format=torch.channels_last))
             lr = learning_rate(step, settings.steps, settings.lr, settings.warmup)
-            generator = step_generator(settings.seed, step, f"posterior {process[0]}")
+            generator = step_generator(settings.seed, step, "posterior")
 
-            reconstructions, mean, logvar = model(images, generator)
+            reconstructions, mean, logvar = model(images, generator, process)
             reconstruction = reconstruction_loss(reconstructions, images)
             kl = kl_loss(mean, logvar)
             loss = reconstruction.total + settings.kl_weight * kl
@@ -179,9 +179,12 @@ class VAEForTraining(nn.Module):
         self.vae = vae.requires_grad_(True).train()
 
     def forward(
-        self, images: torch.Tensor, generator: torch.Generator
+        self, images: torch.Tensor, generator: torch.Generator, process: tuple[int, int] = (0, 1)
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reconstructions, mean and log-variance of the posterior.
+
+        The noise is drawn for the images of all processes. `process` is (rank, count): `images` are every count-th one
+        from rank on.
 
         An autoencoder without a posterior is given unit variance and not sampled: the divergence then pulls its latents
         into the range that AutoencoderTiny's decoder can distinguish.
@@ -189,7 +192,9 @@ class VAEForTraining(nn.Module):
         mean, logvar = self.vae.encode_moments(images)
         if logvar is None:
             return self.vae.decode(mean), mean, torch.zeros_like(mean)
-        noise = torch.randn(mean.shape, generator=generator).to(mean)  # on the CPU: the same on every device
+        rank, count = process
+        noise = torch.randn(len(mean) * count, *mean.shape[1:], generator=generator)  # on the CPU: equal on all devices
+        noise = noise[rank::count].to(mean)
         return self.vae.decode(mean + torch.exp(0.5 * logvar) * noise), mean, logvar
 
 

@@ -36,6 +36,7 @@ def all_masked(layout, **changed):
         corrupted=torch.zeros(2, layout.num_tokens, dtype=torch.bool),
         source_images=torch.tensor([1, 0]),
         unconditional=torch.zeros(2, dtype=torch.bool),
+        mean_masked=torch.tensor([h * w for h, w in layout.sides]).float(),
     )
     return TrainingDraw(**(parts | changed))
 

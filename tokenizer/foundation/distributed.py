@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar, cast
 
+import torch
 import torch.distributed as dist
 
 from .errors import CodaError
@@ -64,6 +65,34 @@ class Processes:
             with _report_dead_peer():
                 dist.broadcast_object_list(made, src=0, group=self._group)
         return cast(T, made[0])
+
+
+@torch.no_grad()
+def mean_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean of all processes' tensors of one shape, without gradient; `tensor` itself if this process is alone.
+
+    A training averages its gradients over the processes, so a loss that depends on such a mean needs no collective
+    in its backward pass: the gradient by the mean, applied to this process's own tensor, is its share.
+    """
+    if not _work_together():
+        return tensor
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total.div_(dist.get_world_size())
+
+
+@torch.no_grad()
+def gather_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """All processes' tensors of one shape, joined by rank along the first dimension; `tensor` itself if alone."""
+    if not _work_together():
+        return tensor
+    found = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, tensor.contiguous())
+    return torch.cat(found)
+
+
+def _work_together() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextmanager

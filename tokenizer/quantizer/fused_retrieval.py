@@ -25,6 +25,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from ..foundation.distributed import mean_over_processes
 from .full_precision import without_autocast
 from .retrieval import EPSILON
 
@@ -217,7 +218,7 @@ def fused_retrieve(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`retrieval.retrieve` in kernels: codes, values and both entropies, the latter in float32."""
     found: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] = _FusedRetrieve.apply(
-        queries, keys, values, temperature, blocks
+        queries, keys, values, temperature, blocks, torch.is_grad_enabled()
     )
     return found
 
@@ -236,11 +237,13 @@ class _FusedRetrieve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, temperature: float, blocks: Blocks
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, temperature: float, blocks: Blocks, together: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         launch = _Launch(q, k, v, temperature, blocks)
         codes, peak, soft, total, norm, moment = launch.search(weigh=True)
         mean = launch.mean_weights(peak, norm)
+        if together:
+            mean = mean_over_processes(mean)
         entropy = norm.log() - moment / norm
         batch_entropy = -(mean * (mean + EPSILON).log()).sum()
         ctx.save_for_backward(q, k, v, codes, peak, soft, total, norm, entropy, mean)
@@ -252,7 +255,7 @@ class _FusedRetrieve(torch.autograd.Function):
     @without_autocast
     def backward(  # type: ignore[override]
         ctx: Any, _: None, g: torch.Tensor, g_sample: torch.Tensor, g_batch: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None, None]:
         q, k, v, codes, peak, soft, total, norm, entropy, mean = ctx.saved_tensors
         launch = _Launch(q, k, v, ctx.temperature, ctx.blocks)
         g = g.float()
@@ -265,7 +268,7 @@ class _FusedRetrieve(torch.autograd.Function):
         gq, gk = launch.gradients(
             (g / total[:, None]).contiguous(), peak, inner, scale, own, g_batch * w, g_sample.float()
         )
-        return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype), None, None
+        return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype), None, None, None
 
 
 class _Launch:

@@ -20,6 +20,9 @@ receive g at the code alone. For the entropies, with upstream gradients γ_s and
 
 of which only Σ_j π_j w_j is new: one more pass over the tiles.
 
+**Processes.** Where several train together, with gradients on, π̄ is the mean over the tokens of all of them; the
+backward pass is the same, because their gradients are averaged afterwards.
+
 **Tiles.** One of about 1,024 tokens × 512 codes stays in a core's cache. Two details make them fast on a CPU: `exp` is
 ten times slower where it underflows, hence the clamp; `amax` is ten times faster than `argmax`, so the code is searched
 in the winning tile alone.
@@ -44,6 +47,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..foundation.distributed import mean_over_processes
 from ..foundation.errors import CodaError
 from .full_precision import at_least_float32, without_autocast
 
@@ -90,7 +94,7 @@ def retrieve(
 
         return Retrieved(*fused_retrieve(queries, keys, values, temperature))
     tensors = (at_least_float32(tensor) for tensor in (queries, keys, values))
-    found = Retrieved(*_Retrieve.apply(*tensors, temperature, tile or _default_tile(queries)))
+    found = Retrieved(*_Retrieve.apply(*tensors, temperature, tile or _default_tile(queries), torch.is_grad_enabled()))
     return found._replace(values=found.values.to(values.dtype))
 
 
@@ -175,7 +179,7 @@ class _Retrieve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, temperature: float, tile: Tile
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, temperature: float, tile: Tile, together: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         codes, tops = _search(q, k, tile)
         peak = tops.amax(dim=0)[:, None]
@@ -204,6 +208,8 @@ class _Retrieve(torch.autograd.Function):
                 mean[columns].addmv_(e.T, 1 / norm[rows])
         norm.masked_fill_(norm == 0, 1)  # if τ is so small that the rounding of the largest logit exceeds the floor
         mean /= len(q)
+        if together:
+            mean = mean_over_processes(mean)
         entropy = norm.log() - moment / norm  # (N,) H(π_t)
         batch_entropy = -(mean * (mean + EPSILON).log()).sum()
 
@@ -216,7 +222,7 @@ class _Retrieve(torch.autograd.Function):
     @without_autocast
     def backward(  # type: ignore[override]
         ctx: Any, _: None, g: torch.Tensor, g_sample: torch.Tensor, g_batch: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None, None]:
         q, k, v1, codes, peak, soft1, norm, entropy, mean, *near = ctx.saved_tensors
         tile, tau = ctx.tile, ctx.temperature
         gq, gk = torch.zeros_like(q), torch.zeros_like(k)
@@ -243,7 +249,7 @@ class _Retrieve(torch.autograd.Function):
             for part in _blocks(len(ds), _PAIRS_AT_ONCE):
                 gq.index_add_(0, tokens[part], ds[part, None] * k[columns[part]])
                 gk.index_add_(0, columns[part], ds[part, None] * q[tokens[part]])
-            return gq, gk, gv, None, None
+            return gq, gk, gv, None, None, None
         for rows, columns in _tiles(q, k, tile):
             e = _clamped_scores(q[rows], k[columns], peak[rows], tau).exp_()
             expected[rows].addmv_(e, w[columns])
@@ -255,7 +261,7 @@ class _Retrieve(torch.autograd.Function):
             ds = x.exp().mul_(scale[rows, None]).mul_((own1[rows] @ w1[:, columns]).sub_(x.mul_(g_sample)))
             gq[rows].addmm_(ds, k[columns])
             gk[columns].addmm_(ds.T, q[rows])
-        return gq, gk, gv, None, None
+        return gq, gk, gv, None, None, None
 
 
 def _weights(q: torch.Tensor, k: torch.Tensor, peak: torch.Tensor) -> torch.Tensor:

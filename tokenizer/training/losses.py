@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..foundation.distributed import mean_over_processes
 from ..settings import AdaptSettings, VaeSettings
 from .lpips import Lpips, load_lpips
 from .perceptual import LiteFeatures, perceptual_loss
@@ -86,7 +87,7 @@ def adaptive_weight(
 
     VQGAN's λ = |∂L_rec/∂W| / (|∂L_adv/∂W| + 1e-4) with W the weight of the *last* layer (Esser et al., 2021, Eq 7).
     The layer may be frozen, as with LoRA: the gradients of its weight are computed here from the gradients at its
-    output, without a backward pass through the rest of the decoder.
+    output, without a backward pass through the rest of the decoder. They are the mean over all processes.
 
     Args:
         last_layer: The decoder's last convolution or linear layer.
@@ -102,7 +103,7 @@ def adaptive_weight(
     with torch.enable_grad(), torch.autocast(layer_input.device.type, enabled=False):
         output = torch.func.functional_call(last_layer, {"weight": weight}, (layer_input.detach().float(),))
     norms = [
-        torch.autograd.grad(output, weight, gradient.detach().float(), retain_graph=True)[0].norm()
+        mean_over_processes(torch.autograd.grad(output, weight, gradient.detach().float(), retain_graph=True)[0]).norm()
         for gradient in (reconstruction_gradient, adversarial_gradient)
     ]
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=maximum)

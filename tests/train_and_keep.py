@@ -1,0 +1,149 @@
+"""Three small trainings whose checkpoints are kept: `python train_and_keep.py OUT`, alone or under a launcher.
+
+`test_many_processes` runs it. Entropy, corruption, posterior noise and the adversarial loss are all on.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import coda.tokenizer  # noqa: F401  isort: skip  before diffusers
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from coda.generator import train_maskgit
+from coda.generator.settings import MaskGitSettings
+from coda.tokenizer import ContinuousVAE
+from coda.tokenizer.adapt import adapt
+from coda.tokenizer.code_cache import FORMAT_VERSION, CacheWriter, ShardRows
+from coda.tokenizer.foundation.launcher import is_main_process
+from coda.tokenizer.images import ImageSource
+from coda.tokenizer.layout import CodeLayout
+from coda.tokenizer.settings import AdaptSettings, RunOptions, VaeSettings
+from coda.tokenizer.train_vae import train_vae
+from coda.tokenizer.vae.continuous_vae import measure_normalization
+
+STEPS = 20
+BATCH = 8
+RUN = RunOptions(device="cpu", checkpoint_every=1)
+
+
+class Textures(ImageSource):
+    """Images of 16×16 pixels, smooth and of many colors."""
+
+    kind, location = "textures", "memory"
+
+    def __len__(self) -> int:
+        return 24
+
+    def read(self, i: int) -> bytes:
+        corners = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(corners).resize((16, 16), Image.Resampling.BILINEAR).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def key(self, i: int) -> str:
+        return f"texture {i}"
+
+    def label(self, i: int) -> int:
+        return -1
+
+    def identity(self, i: int) -> str:
+        return str(i)
+
+
+def make_vae() -> ContinuousVAE:
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+    ).eval()
+    return measure_normalization(ContinuousVAE(autoencoder), [torch.rand(8, 3, 16, 16) * 2 - 1])
+
+
+def make_cache(path: Path) -> None:
+    layout, images = CodeLayout([1, 2, 4], 32), 40
+    generator = torch.Generator().manual_seed(1)
+    head = {
+        "format": "coda code cache",
+        "format_version": FORMAT_VERSION,
+        "layout": layout.to_json(),
+        "tokenizer_fingerprint": "f" * 64,
+        "variants": ["original"],
+        "source": {"items": images},
+        "num_classes": 3,
+        "class_names": ["ant", "bee", "cat"],
+        "shard_size": images,
+        "part": None,
+    }
+    writer = CacheWriter(path, head, torch.randn(32, 3, generator=generator))
+    codes = torch.randint(0, 32, (images, 1, layout.num_tokens), generator=generator)
+    rows = ShardRows(codes, torch.arange(images) % 3, torch.arange(images), [str(i) for i in range(images)])
+    writer.append(rows, [], images)
+    writer.finish()
+    writer.close()
+
+
+def vae(out: Path) -> None:
+    settings = VaeSettings(size=16, factor=2, latent_channels=4, width=8, steps=STEPS + 1, batch_size=BATCH, warmup=2)
+    train_vae(Textures(), out, settings, RUN)
+
+
+def tokenizer(out: Path) -> None:
+    settings = AdaptSettings(
+        size=16, sides=(1, 2, 4, 8), codebook_size=64, lora_rank=4, steps=STEPS + 1, batch_size=BATCH, warmup=2,
+        entropy_weight=0.5, adversarial_weight=0.1, adversarial_start=0,
+    )  # fmt: skip
+    adapt(make_vae(), Textures(), out, settings, RUN)
+
+
+def generator(out: Path) -> None:
+    cache = out.parent / f"cache-{os.environ.get('RANK', 0)}"
+    make_cache(cache)
+    settings = MaskGitSettings(
+        preset="pocket", hidden_size=16, depth=2, num_heads=2, steps=STEPS + 1, batch_size=BATCH, corruption=0.8,
+    )  # fmt: skip
+    train_maskgit(cache, out, settings, RUN)
+
+
+TRAININGS: dict[str, Callable[[Path], None]] = {"vae": vae, "tokenizer": tokenizer, "generator": generator}
+
+
+def keep_checkpoints(kept: Path) -> None:
+    """Copy the checkpoint after the first and after the last step but one, before it is put in its place."""
+
+    def copy(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.rename" and Path(str(arguments[1])).name in ("step-00000001", f"step-{STEPS:08d}"):
+            source, place = Path(str(arguments[0])), Path(str(arguments[1]))
+            if (source / "tensors.safetensors").exists():
+                kept.mkdir(parents=True, exist_ok=True)
+                name = f"{place.parents[1].name}-{int(place.name[5:])}.safetensors"
+                shutil.copy(source / "tensors.safetensors", kept / name)
+
+    sys.addaudithook(copy)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1])
+    if is_main_process():
+        keep_checkpoints(out / "kept")
+    for name in sys.argv[2:] or TRAININGS:
+        TRAININGS[name](out / name)
+
+
+if __name__ == "__main__":
+    main()
