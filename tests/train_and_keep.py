@@ -1,6 +1,7 @@
-"""Three small trainings whose checkpoints are kept: `python train_and_keep.py OUT`, alone or under a launcher.
+"""Small trainings whose checkpoints are kept in OUT/kept: `python train_and_keep.py OUT`, alone or under a launcher.
 
-`test_many_processes` runs it. Entropy, corruption, posterior noise and the adversarial loss are all on.
+`test_many_processes` runs it. Entropy, corruption, posterior noise and the adversarial loss are all on. The learning
+rates are small, because an optimizer that divides by the gradient's own size enlarges what rounding leaves of it.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import save_file
 
 from coda.generator import train_maskgit
 from coda.generator.settings import MaskGitSettings
 from coda.tokenizer import ContinuousVAE
 from coda.tokenizer.adapt import adapt
 from coda.tokenizer.code_cache import FORMAT_VERSION, CacheWriter, ShardRows
-from coda.tokenizer.foundation.launcher import is_main_process
+from coda.tokenizer.foundation.distributed import mean_over_processes
+from coda.tokenizer.foundation.launcher import is_main_process, rank_and_world_size
 from coda.tokenizer.images import ImageSource
 from coda.tokenizer.layout import CodeLayout
+from coda.tokenizer.quantizer.retrieval import retrieve
 from coda.tokenizer.settings import AdaptSettings, RunOptions, VaeSettings
 from coda.tokenizer.train_vae import train_vae
 from coda.tokenizer.vae.continuous_vae import measure_normalization
@@ -98,14 +102,16 @@ def make_cache(path: Path) -> None:
 
 
 def vae(out: Path) -> None:
-    settings = VaeSettings(size=16, factor=2, latent_channels=4, width=8, steps=STEPS + 1, batch_size=BATCH, warmup=2)
+    settings = VaeSettings(
+        size=16, factor=2, latent_channels=4, width=16, steps=STEPS + 1, batch_size=BATCH, warmup=10, lr=3e-5
+    )
     train_vae(Textures(), out, settings, RUN)
 
 
 def tokenizer(out: Path) -> None:
     settings = AdaptSettings(
-        size=16, sides=(1, 2, 4, 8), codebook_size=64, lora_rank=4, steps=STEPS + 1, batch_size=BATCH, warmup=2,
-        entropy_weight=0.5, adversarial_weight=0.1, adversarial_start=0,
+        size=16, sides=(1, 2, 4, 8), codebook_size=64, lora_rank=4, steps=STEPS + 1, batch_size=BATCH, warmup=10,
+        lr=2e-5, entropy_weight=0.05, adversarial_weight=0.1, adversarial_start=0,
     )  # fmt: skip
     adapt(make_vae(), Textures(), out, settings, RUN)
 
@@ -119,7 +125,27 @@ def generator(out: Path) -> None:
     train_maskgit(cache, out, settings, RUN)
 
 
-TRAININGS: dict[str, Callable[[Path], None]] = {"vae": vae, "tokenizer": tokenizer, "generator": generator}
+def retrieval(out: Path) -> None:
+    """The entropies of a batch of tokens and their gradients, in tiles and in fused kernels."""
+    rank, count = rank_and_world_size()
+    for backend in ("tiled", "fused"):
+        os.environ["CODA_RETRIEVAL"] = backend
+        draw = torch.Generator().manual_seed(5)
+        q, k, v = (torch.randn(shape, generator=draw) for shape in ((96, 8), (150, 8), (150, 4)))
+        k.requires_grad_()
+        found = retrieve(q[rank::count], k, v, temperature=0.5)
+        (found.sample_entropy - 2 * found.batch_entropy).backward()
+        assert k.grad is not None
+        results = {"exp_avg.keys": mean_over_processes(k.grad), "weight.batch_entropy": found.batch_entropy.detach()}
+        if is_main_process():
+            (out.parent / "kept").mkdir(exist_ok=True)
+            save_file(results, out.parent / "kept" / f"retrieval-{backend}.safetensors")
+    del os.environ["CODA_RETRIEVAL"]
+
+
+WORK: dict[str, Callable[[Path], None]] = {
+    "vae": vae, "tokenizer": tokenizer, "generator": generator, "retrieval": retrieval,
+}  # fmt: skip
 
 
 def keep_checkpoints(kept: Path) -> None:
@@ -141,8 +167,8 @@ def main() -> None:
     out = Path(sys.argv[1])
     if is_main_process():
         keep_checkpoints(out / "kept")
-    for name in sys.argv[2:] or TRAININGS:
-        TRAININGS[name](out / name)
+    for name in sys.argv[2:] or WORK:
+        WORK[name](out / name)
 
 
 if __name__ == "__main__":

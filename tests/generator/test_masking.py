@@ -34,11 +34,12 @@ def test_corruption_and_class_dropout_have_their_share():
     assert some.unconditional.float().mean() == pytest.approx(0.25, abs=0.03)
 
 
-def test_rows_of_a_draw_keep_their_masks():
+def test_shares_of_a_draw_are_those_of_the_whole_batch():
     whole = draw(batch=8, corruption=0.5)
     part = whole.rows(4, 8)
-    assert torch.equal(part.masked, whole.masked[4:])
-    assert part.source_images.max() < 4
+    assert torch.equal(part.masked, whole.masked[4:]) and torch.equal(part.source_images, whole.source_images[4:])
+    masked = torch.stack([level.sum() for level in LAYOUT.split(whole.masked)])
+    torch.testing.assert_close(part.mean_masked * 8, masked.float())
 
 
 @pytest.mark.parametrize("schedule", MASK_SCHEDULES)

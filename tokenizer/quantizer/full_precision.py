@@ -32,6 +32,12 @@ def call_in_float32(module: nn.Module, inputs: torch.Tensor) -> Any:
     return torch.func.functional_call(module, widened, at_least_float32(inputs))
 
 
+def call_in_float64(module: nn.Module, inputs: torch.Tensor) -> Any:
+    """`module(inputs)`, computed in float64."""
+    widened = {name: weight.double() for name, weight in module.named_parameters()}
+    return torch.func.functional_call(module, widened, inputs.double())
+
+
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: turn autocast off while `function` runs."""
 

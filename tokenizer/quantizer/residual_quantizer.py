@@ -20,7 +20,7 @@ from ..foundation.bounds import check_integer, check_number
 from ..foundation.errors import CodaError
 from ..foundation.strict_loading import StrictModel
 from ..layout import CodeLayout
-from .full_precision import at_least_float32, call_in_float32, without_autocast
+from .full_precision import at_least_float32, call_in_float32, call_in_float64, without_autocast
 from .resampling import downsample, prefix_latents, upsample
 from .retrieval import Retrieved, argmax_codes, retrieve
 
@@ -104,9 +104,13 @@ class ResidualQuantizer(StrictModel):
 
     @without_autocast
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
-        """Quantize normalized latents (B, C, h, w), with both losses and straight-through gradients."""
+        """Quantize normalized latents (B, C, h, w), with both losses and straight-through gradients.
+
+        Where several processes train together, with gradients on, all must call it: the batch entropies are those of
+        their whole batch.
+        """
         latents = self._checked(latents)
-        keys, values = self.keys(), self.values()  # the same at every level: once per step
+        keys, values = self._centered_keys(), self.values()  # the same at every level: once per step
         tau, beta = self.config.entropy_temperature, self.config.beta
         quantized, codes, losses, sample_entropies, batch_entropies = torch.zeros_like(latents), [], [], [], []
 
@@ -215,6 +219,18 @@ class ResidualQuantizer(StrictModel):
         # In blocks that fit a core's cache: at K = 65,536 several times faster than all at once.
         keys = [self._keys(block) @ to_q for block in self.codebook.weight.split(_KEYS_AT_ONCE)]
         return lambda latents: F.pad(latents.movedim(1, -1).flatten(0, 2), (0, 1), value=1.0), torch.cat(keys)
+
+    def _centered_keys(self) -> torch.Tensor:
+        """Keys (K, d) minus their mean, which adds the same number to all logits of a token.
+
+        Keys set by k-means are nearly equal: without centering, logits of 10^4 and more differ by a few nats, and
+        float32 rounds to 10^-3 nats what the entropies multiply by 1/τ. Float64 costs next to nothing here.
+        """
+        if self.codebook.weight.device.type == "mps":  # has no float64
+            keys = self.keys()
+            return keys - keys.mean(dim=0)
+        keys = call_in_float64(self.norm_k, call_in_float64(self.to_k, self.codebook.weight))
+        return (keys - keys.mean(dim=0)).to(torch.promote_types(self.codebook.weight.dtype, torch.float32))
 
     def _keys(self, codebook: torch.Tensor) -> torch.Tensor:
         return call_in_float32(self.norm_k, call_in_float32(self.to_k, codebook))

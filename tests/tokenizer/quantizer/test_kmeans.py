@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -89,3 +91,20 @@ def test_softness_is_the_width_of_the_soft_retrieval() -> None:
 def test_a_quantizer_that_cannot_be_initialized_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(CodaError, match=message):
         initialize_nearest_neighbor(ResidualQuantizer(8, 16, (1,), **settings), torch.randn(16, 8))
+
+
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
+def test_entropies_of_the_nearest_neighbor_start_and_their_gradients_are_those_of_float64(norm: str) -> None:
+    latents, layout = torch.randn(64, 4, 4, 4), (1, 2, 4)
+    quantizer = ResidualQuantizer(4, 64, layout, attention_dim=8, norm=norm)
+    initialize_nearest_neighbor(quantizer, residual_kmeans(latents, layout, 64))
+    exact = copy.deepcopy(quantizer).double()
+    found, expected = quantizer(latents), exact(latents.double())
+    torch.testing.assert_close(found.sample_entropies.double(), expected.sample_entropies, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.batch_entropies.double(), expected.batch_entropies, atol=1e-5, rtol=0)
+    found.entropy_loss.backward()
+    expected.entropy_loss.backward()
+    for name in ("codebook.weight", "to_q.weight", "to_k.weight", "to_k.bias", "norm_q.weight", "norm_k.weight"):
+        ours, theirs = (module.get_parameter(name).grad for module in (quantizer, exact))
+        assert ours is not None and theirs is not None
+        assert (ours - theirs).abs().max() < 5e-3 * theirs.abs().max(), name

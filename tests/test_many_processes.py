@@ -1,0 +1,62 @@
+"""Two processes train what one does: the same total batch gives the same gradients and weights, up to rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+pytest.importorskip("triton", reason="Triton is not installed; the fused kernels cannot be tested")
+
+SCRIPT = Path(__file__).with_name("train_and_keep.py")
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+DECAYS = {"vae": 0.9, "tokenizer": 0.5, "discriminator": 0.5, "generator": 0.9}  # of AdamW's mean of gradients
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Checkpoints of one process and of two."""
+    folders = [tmp_path_factory.mktemp("trained") / name for name in ("one", "two")]
+    running = [
+        subprocess.Popen(
+            [sys.executable, *launcher, str(SCRIPT), str(folder)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+        for launcher, folder in zip(([], LAUNCHER), folders, strict=True)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors[-3000:]
+    return [folder / "kept" for folder in folders]
+
+
+def largest_difference(kept: list[Path], name: str, kind: str) -> float:
+    """Largest difference between tensors `….<kind>.…` of the two checkpoints called `name`."""
+    one, two = (load_file(folder / f"{name}.safetensors") for folder in kept)
+    assert one.keys() == two.keys()
+    names = [key for key in one if f".{kind}." in f".{key}"]
+    assert names
+    return max(float((one[key] - two[key]).abs().max()) for key in names)
+
+
+@pytest.mark.parametrize("what", ["vae", "tokenizer", "discriminator", "generator"])
+def test_gradients_of_the_first_step_are_equal(kept: list[Path], what: str) -> None:
+    training = "tokenizer" if what == "discriminator" else what
+    gradients = largest_difference(kept, f"{training}-1", f"{what}.exp_avg") / (1 - DECAYS[what])
+    assert gradients < 1e-6
+
+
+@pytest.mark.parametrize("what", ["vae", "tokenizer", "generator"])
+def test_weights_after_twenty_steps_are_equal(kept: list[Path], what: str) -> None:
+    assert largest_difference(kept, f"{what}-20", "weight") < 1e-5
+    assert largest_difference(kept, f"{what}-20", "ema") < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["tiled", "fused"])
+def test_the_batch_entropy_is_that_of_all_processes(kept: list[Path], backend: str) -> None:
+    assert largest_difference(kept, f"retrieval-{backend}", "weight") < 1e-6
+    assert largest_difference(kept, f"retrieval-{backend}", "exp_avg") < 1e-6
