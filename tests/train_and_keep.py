@@ -11,8 +11,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import coda.tokenizer  # noqa: F401  isort: skip  before diffusers
 
@@ -101,10 +102,11 @@ def make_cache(path: Path) -> None:
     writer.close()
 
 
-def vae(out: Path) -> None:
+def vae(out: Path, architecture: Literal["dc", "kl"] = "dc") -> None:
     settings = VaeSettings(
-        size=16, factor=2, latent_channels=4, width=16, steps=STEPS + 1, batch_size=BATCH, warmup=10, lr=3e-5
-    )
+        architecture=architecture, size=16, factor=2, latent_channels=4, width=16, steps=STEPS + 1, batch_size=BATCH,
+        warmup=10, lr=3e-5,
+    )  # fmt: skip
     train_vae(Textures(), out, settings, RUN)
 
 
@@ -144,8 +146,12 @@ def retrieval(out: Path) -> None:
 
 
 WORK: dict[str, Callable[[Path], None]] = {
-    "vae": vae, "tokenizer": tokenizer, "generator": generator, "retrieval": retrieval,
-}  # fmt: skip
+    "vae": vae,
+    "kl": partial(vae, architecture="kl"),
+    "tokenizer": tokenizer,
+    "generator": generator,
+    "retrieval": retrieval,
+}
 
 
 def keep_checkpoints(kept: Path) -> None:
