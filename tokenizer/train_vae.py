@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from .foundation.errors import CodaError
@@ -40,6 +41,7 @@ from .vae.continuous_vae import ContinuousVAE, measure_normalization
 from .vae.principal_components import initialize_from_principal_components, linear_start_autoencoder
 
 _START_IMAGES = 2048  # for the principal components at the start
+_LOG_VARIANCE = -6.0  # of AutoencoderKL's posterior at the start: at 0 the noise hides the mean
 _STATISTICS_IMAGES = 256  # for the normalization at the end
 _CHECKPOINT_EVERY = 250  # steps
 
@@ -217,15 +219,20 @@ def _autoencoder(settings: VaeSettings) -> Any:
             num_encoder_blocks=(1,) + (3,) * halvings,
             num_decoder_blocks=(3,) * halvings + (1,),
         )
-    if width % 8:
-        raise CodaError(f"width {width} is not a multiple of 8, the number of groups of the normalization")
-    return AutoencoderKL(
+    if width % 4:
+        raise CodaError(f"width {width} is not a multiple of 4, the channels of a group of the normalization")
+    autoencoder = AutoencoderKL(
         latent_channels=settings.latent_channels,
         down_block_types=("DownEncoderBlock2D",) * (halvings + 1),
         up_block_types=("UpDecoderBlock2D",) * (halvings + 1),
         block_out_channels=tuple(width * min(1 << i, 8) for i in range(halvings + 1)),
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=width // 4,
         sample_size=size,
         scaling_factor=1.0,
     )
+    for block in (module for module in autoencoder.modules() if isinstance(module, ResnetBlock2D)):
+        nn.init.zeros_(block.conv2.weight)  # blocks start as their shortcuts
+        nn.init.zeros_(block.conv2.bias)
+    nn.init.constant_(autoencoder.quant_conv.bias[settings.latent_channels :], _LOG_VARIANCE)
+    return autoencoder

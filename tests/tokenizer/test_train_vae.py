@@ -116,7 +116,7 @@ def test_every_setting_does_something(tmp_path, source, plain, changed):
     [
         (dict(factor=6), "factor 6 is not a power of two"),
         (dict(size=18), "size 18 is not a multiple of the factor, 4"),
-        (dict(architecture="kl", width=12), "width 12 is not a multiple of 8"),
+        (dict(architecture="kl", width=10), "width 10 is not a multiple of 4"),
         (dict(width=12), "width 12 is not a multiple of 4 of at least 16"),
         (dict(latent_channels=49), "latent_channels 49 is more than the 48 values of a patch"),
     ],
