@@ -52,7 +52,7 @@ class VaeSettings(Settings):
     width: Count = setting(16, "Channels at full resolution; dc: at half resolution.")
     steps: Count = setting(3000, "Optimizer steps.")
     batch_size: Count = setting(32, "Images per step, over all processes.")
-    lr: Positive = setting(1e-3, "Peak learning rate.")
+    lr: Positive = setting(5e-4, "Peak learning rate.")
     warmup: Natural = setting(100, "Steps of linear warm-up.")
     l1_weight: Weight = setting(1.0, "Weight of the mean absolute error.")
     l2_weight: Weight = setting(1.0, "Weight of the mean squared error.")

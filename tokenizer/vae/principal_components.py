@@ -17,15 +17,14 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_dc import DCDownBlock2d, DCUpBlock2d, ResBlock
-from diffusers.models.normalization import RMSNorm
 from torch import nn
 
 from ..foundation.errors import CodaError
 
 _SMALLEST_WIDTH = 16  # 12 channels carry the image at half resolution, one a constant
-# RMSNorm divides by the norm over channels. One channel this large makes the divisor a constant: y · A / √(A² + |y|²).
+# The decoder's last normalization divides by the norm over channels. One channel this large makes that linear:
+# y · A / √(A² + |y|²) = y up to rounding.
 _CONSTANT = 1000.0
-_HIDDEN_CONSTANT = 2.0  # input of the unit behind that channel
 _OFFSET = 2.0  # keeps pixels above the zero of the decoder's last activation
 
 
@@ -108,7 +107,7 @@ def initialize_from_principal_components(autoencoder: AutoencoderDC, batches: It
     values = len(mean)
     for module in autoencoder.modules():
         if isinstance(module, ResBlock):
-            _start_at_zero(module)
+            nn.init.zeros_(module.norm.weight)  # its branch adds zero
         elif isinstance(module, DCDownBlock2d | DCUpBlock2d) and module.shortcut:
             nn.init.zeros_(module.conv.weight)
             nn.init.zeros_(module.conv.bias)
@@ -119,34 +118,15 @@ def initialize_from_principal_components(autoencoder: AutoencoderDC, batches: It
     decoder.conv_in.weight[:values, :, 1, 1] = components * scale
     decoder.conv_in.bias[:values] = mean
 
+    last = decoder.conv_out.conv
     # The last channel at half resolution is the constant that makes the last normalization linear, and nothing else.
     decoder.conv_in.weight[-(4 ** (halvings - 1)) :] = 0
     decoder.conv_in.bias[-(4 ** (halvings - 1)) :] = 0
     decoder.up_blocks[1][-1].norm.bias[-1] = _CONSTANT
-    _make_linear(decoder.norm_out)
+    decoder.norm_out.weight.fill_(_CONSTANT / math.sqrt(last.in_channels))
+    decoder.norm_out.weight[-1] = 0
     decoder.norm_out.bias[:12] = _OFFSET
-    last = decoder.conv_out.conv
     _set_center(last, torch.eye(12, last.in_channels), torch.full((12,), -_OFFSET))
-
-
-def _start_at_zero(block: ResBlock) -> None:
-    """A residual branch of zero, in which the normalization does nothing.
-
-    Normalized, a branch adds as much to a flat cell as to one full of edges. It has no setting to switch that off; so
-    the last hidden unit is a constant and drives the last output channel, which the normalization then drops.
-    """
-    c = block.conv2.out_channels
-    block.conv1.weight[-1] = 0
-    block.conv1.bias[-1] = _HIDDEN_CONSTANT
-    nn.init.zeros_(block.conv2.weight)
-    block.conv2.weight[c - 1, c - 1, 1, 1] = _CONSTANT / float(F.silu(torch.tensor(_HIDDEN_CONSTANT)))
-    _make_linear(block.norm)
-
-
-def _make_linear(norm: RMSNorm) -> None:
-    """Undo the division of a normalization whose last channel is the constant, and drop that channel."""
-    norm.weight.fill_(_CONSTANT / math.sqrt(len(norm.weight)))
-    norm.weight[-1] = 0
 
 
 def _copy_channels(convolution: nn.Conv2d, count: int) -> None:
