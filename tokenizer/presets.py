@@ -14,7 +14,8 @@ and `--codebook-size` give these.
 
 What differs from the published training on purpose: gradients are averaged over processes, the discriminator's step
 uses its own gradients only, the adaptive weight is taken at the decoder's last layer, the cosine ends at zero, the
-heads of the discriminator have group instead of batch normalization, and the encoder gives the mean of its posterior.
+heads of the discriminator have group instead of batch normalization, the encoder gives the mean of its posterior, the
+codebook starts from k-means, images are also mirrored, and the weights are averaged from the first step on.
 """
 
 from __future__ import annotations

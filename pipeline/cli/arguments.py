@@ -239,9 +239,9 @@ def resolve(given: Mapping[str, Any], arguments: Iterable[Argument], config: Map
             configured[argument.name] = argument.kind.check(value)
         except ValueError:
             raise UsageError(f"{argument.word} = {value!r} is not {argument.kind.what}") from None
-    values = {argument.name: argument.default for argument in by_word.values()} | configured | given
+    values = {argument.name: argument.default for argument in by_word.values()} | configured | dict(given)
     chosen = (argument.presets.get(values[argument.name], {}) for argument in by_word.values() if argument.presets)
-    values |= {name: value for preset in chosen for name, value in preset.items() if name not in configured | given}
+    values |= {name: value for preset in chosen for name, value in preset.items() if name not in {*configured, *given}}
     for argument in by_word.values():
         if values[argument.name] is EMPTY:
             raise UsageError(f"{argument.label} is missing: {argument.kind.what}")

@@ -101,8 +101,10 @@ def load_vit(name: str) -> Any:
     """
     from transformers import ViTModel
 
+    vit: Any
+    report: Any
     try:
-        vit, report = ViTModel.from_pretrained(name, add_pooling_layer=False, output_loading_info=True)
+        vit, report = ViTModel.from_pretrained(name, add_pooling_layer=False, output_loading_info=True)  # type: ignore[misc]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CodaError(f"the ViT {name} of the dino discriminator cannot be loaded: {first_line(error)}") from error
     if missing := report["missing_keys"]:
