@@ -29,7 +29,18 @@ from .image_sets.image_set import ROUNDING, open_image_set
 from .reports.provenance import describe_run, model_identity
 from .reports.report import Report
 from .rungs.figures import Figures, TestImages
-from .rungs.report import LADDER, LEVELS, RIVALS, SCRATCH, STARTS, Group, Measured, headline_figures, plots, tables
+from .rungs.report import (
+    LADDER,
+    LEVELS,
+    RIVALS,
+    SCRATCH,
+    STARTS,
+    Group,
+    Measured,
+    headline_figures,
+    plots,
+    tables,
+)
 from .rungs.rivals import Standardized, rivals
 from .rungs.rung import Rung, Rungs, ladder, level_sweep, scratch, starts
 from .rungs.starts import Starts

@@ -74,10 +74,10 @@ class AblationSettings(ReconstructionSettings):
     levels: tuple[Count, ...] | None = setting(
         None, "Numbers of levels of the sweep; by default 1, 2, 4, ... and all of them."
     )
-    tables: tuple[Literal["ladder", "levels", "starts", "rivals", "scratch"], ...] = setting(
+    tables: tuple[Literal["ladder", "levels", "starts", "variants", "rivals", "scratch"], ...] = setting(
         ("ladder", "levels", "starts", "rivals"),
-        "What is compared: the ladder of ideas, numbers of levels, random starts, rivals without training, a VQ-VAE "
-        "from scratch.",
+        "What is compared: the ladder of ideas, numbers of levels, random starts, variants that are not in the paper, "
+        "rivals without training, a VQ-VAE from scratch.",
     )
     seeds: Count = setting(1, "Trainings of each rung, with seeds from --seed on; tables show mean and spread.")
     steps: Natural = setting(200, "Optimizer steps of each rung.")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, product
 from pathlib import Path
 from typing import Literal
 
 from coda.tokenizer.foundation.atomic_io import write_bytes
 
-_COLORS = ("#4878a8", "#d0743c", "#5a9a5a", "#a05a96", "#8a6d4b", "#777777")
-_STYLES = tuple((color, style) for style, color in product(("-", "--", ":"), _COLORS))
+_COLORS = ("#4878a8", "#d0743c", "#5a9a5a", "#a05a96", "#8a6d4b", "#777777", "#c44e52", "#64b5cd", "#b5a642", "#e377c2")
+_MOST_INSIDE = 6  # lines whose legend is inside the plot
+_DASHES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Plot:
         x_label: Title of the axis of `labels`.
         y_label: Title and unit of the axis of `values`.
         labels: One per value.
-        values: The values, or several lines of them by name; None leaves a gap.
+        values: The values, or several lines of them by name; None leaves a gap. Lines whose names agree up to the
+            first comma share a color.
         kind: "bars" or "line".
         log: Whether the axis of the values is logarithmic.
         positions: Where the labels stand on the x axis, for a numeric axis; a line then passes over its gaps.
@@ -56,11 +57,17 @@ def draw(plots: Sequence[Plot], folder: Path) -> list[str]:
     names = []
     for plot in plots:
         lines = plot.values if isinstance(plot.values, Mapping) else {"": plot.values}
-        many = len(lines) > len(_COLORS)
+        many = len(lines) > _MOST_INSIDE
         figure = Figure(figsize=(9, 4.5) if many else (6, 3.5), layout="constrained")
         axes = FigureCanvasAgg(figure).figure.add_subplot()
         places = range(len(plot.labels)) if plot.positions is None else plot.positions
-        for (name, line), (color, style) in zip(lines.items(), cycle(_STYLES), strict=False):
+        families: dict[str, int] = {}  # lines drawn so far, by what they share a color by
+        for name, line in lines.items():
+            family = name.partition(",")[0]
+            number = families.setdefault(family, 0)
+            color = _COLORS[list(families).index(family) % len(_COLORS)]
+            style = _DASHES[(number + list(families).index(family) // len(_COLORS)) % len(_DASHES)]
+            families[family] += 1
             points = [(x, float("nan") if y is None else y) for x, y in zip(places, line, strict=True)]
             if plot.positions is not None:
                 points = [(x, y) for x, y in points if y == y]  # not NaN
@@ -79,7 +86,8 @@ def draw(plots: Sequence[Plot], folder: Path) -> list[str]:
         if plot.positions is None:
             axes.set_xticks(places, plot.labels)
         elif plot.log_x:
-            axes.set_xscale("log")
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
         axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label)
         axes.grid(axis="y", alpha=0.3)
         name = f"{plot.name}.png"

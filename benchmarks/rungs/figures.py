@@ -55,7 +55,7 @@ class Figures:
     perplexity: float | None = None
     effective_rank: float | None = None
     bits: float | None = None
-    images_seen: int = 0
+    images_seen: int | None = None
     seconds: float | None = None
     confidences: list[float] = field(default_factory=list)
 

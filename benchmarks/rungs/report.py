@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,11 +12,13 @@ from ..reports.plots import Plot
 from ..reports.report import Cell, Figure, Table
 from .figures import PERTURBED_SHARE, Figures
 
-LADDER, LEVELS, STARTS, RIVALS, SCRATCH = "ladder", "levels", "starts", "rivals", "scratch"
+LADDER, LEVELS, STARTS, VARIANTS = "ladder", "levels", "starts", "variants"
+RIVALS, SCRATCH = "rivals", "scratch"
 _TITLES = {
     LADDER: "Ideas of the paper",
     LEVELS: "Number of levels, residual VQ (Figure 4)",
     STARTS: "Random start",
+    VARIANTS: "Variants of CODA",
     RIVALS: "Rivals without training",
     SCRATCH: "From scratch",
 }
@@ -70,7 +73,7 @@ def plots(groups: Mapping[str, Group], own: Measured, names: FigureNames) -> lis
     """Quality against ideas, levels, images seen and bits; confidence of the assignments."""
     found = []
     if ladder := groups.get(LADDER):
-        labels = [name.replace(" ", "\n", 1) for name in ladder]
+        labels = [textwrap.fill(name, 14) for name in ladder]
         values = [model.mean("distance") for model in ladder.values()]
         reference = _reference(own, "distance")
         found.append(
@@ -122,10 +125,9 @@ def _reference(own: Measured, figure: str) -> tuple[str, float] | None:
 
 def _over_images(figure: str, label: str, groups: Mapping[str, Group], own: Measured) -> list[Plot]:
     """One line per trained model, over the images it has seen."""
-    lines = dict(groups.get(LADDER, {})) | {f"{n}, random start": m for n, m in groups.get(STARTS, {}).items()}
-    lines |= groups.get(SCRATCH, {})
+    lines = {name: model for key in (LADDER, STARTS, VARIANTS, SCRATCH) for name, model in groups.get(key, {}).items()}
     points = {
-        name: {model.runs[0][i].images_seen: model.mean(figure, i) for i in range(len(model.runs[0]))}
+        name: {run.images_seen or 0: model.mean(figure, i) for i, run in enumerate(model.runs[0])}
         for name, model in lines.items()
     }
     return _numeric_plot(
@@ -138,7 +140,7 @@ def _over_bits(figure: str, label: str, groups: Mapping[str, Group], own: Measur
     lines: dict[str, list[Measured]] = {}
     if levels := groups.get(LEVELS):
         lines["residual VQ, number of levels"] = list(levels.values())
-    for name, model in {**groups.get(LADDER, {}), **groups.get(SCRATCH, {})}.items():
+    for name, model in {**groups.get(LADDER, {}), **groups.get(VARIANTS, {}), **groups.get(SCRATCH, {})}.items():
         lines[name] = [model]
     for name, model in groups.get(RIVALS, {}).items():
         lines.setdefault(name.partition(",")[0], []).append(model)

@@ -22,6 +22,9 @@ class Rung:
             VAE, too, which is trained as a whole.
         lora_rank: Rank of the LoRA on the VAE; 0 leaves the VAE unchanged.
         budget: Multiple of the images that the other rungs see.
+        metric: Distance of k-means and of the retrieval at the start: between latents, or weighed by the decoder's
+            sensitivity, see `decoder_metric`.
+        perturbed: Share of the codes that the decoder sees replaced by near ones while it learns.
     """
 
     quantizer: Literal["vq", "vq gradient", "attention"]
@@ -29,13 +32,18 @@ class Rung:
     start: Literal["data", "random", "scratch"] = "data"
     lora_rank: int = 0
     budget: int = 1
+    metric: Literal["latent", "decoder"] = "latent"
+    perturbed: float = 0.0
 
     @property
     def slug(self) -> str:
         """Name of its folder."""
         lora = f"-lora-{self.lora_rank}" if self.lora_rank else ""
         budget = f"-budget-{self.budget}" if self.budget > 1 else ""
-        return f"{self.quantizer.replace(' ', '-')}-levels-{len(self.sides):02d}-{self.start}{lora}{budget}"
+        metric = "-decoder-metric" if self.metric == "decoder" else ""
+        perturbed = f"-perturbed-{self.perturbed:g}" if self.perturbed else ""
+        quantizer = self.quantizer.replace(" ", "-")
+        return f"{quantizer}-levels-{len(self.sides):02d}-{self.start}{lora}{budget}{metric}{perturbed}"
 
 
 Rungs = Mapping[str, Rung]
@@ -56,11 +64,21 @@ def starts(sides: Sequence[Grid], lora_rank: int) -> dict[str, Rung]:
     """The rungs of `ladder` from random weights, and VQ's other rule for the codebook."""
     levels = tuple(sides)
     return {
-        "direct VQ": Rung("vq", levels[-1:], "random"),
-        "direct VQ, codebook by gradient": Rung("vq gradient", levels[-1:], "random"),
-        "+ residual levels": Rung("vq", levels, "random"),
-        "+ attention": Rung("attention", levels, "random"),
-        "+ LoRA on the VAE": Rung("attention", levels, "random", lora_rank),
+        "direct VQ, random start": Rung("vq", levels[-1:], "random"),
+        "direct VQ by gradient, random start": Rung("vq gradient", levels[-1:], "random"),
+        "+ residual levels, random start": Rung("vq", levels, "random"),
+        "+ attention, random start": Rung("attention", levels, "random"),
+        "+ LoRA on the VAE, random start": Rung("attention", levels, "random", lora_rank),
+    }
+
+
+def variants(sides: Sequence[Grid], lora_rank: int) -> dict[str, Rung]:
+    """What is not in the paper: the decoder's metric at the start, and perturbed codes in training."""
+    levels = tuple(sides)
+    return {
+        "+ attention, decoder's metric": Rung("attention", levels, metric="decoder"),
+        "+ LoRA on the VAE, decoder's metric": Rung("attention", levels, lora_rank=lora_rank, metric="decoder"),
+        "+ LoRA on the VAE, perturbed codes": Rung("attention", levels, lora_rank=lora_rank, perturbed=0.1),
     }
 
 

@@ -28,9 +28,10 @@ _MOST_KEPT = 1 << 30  # bytes of latents
 
 
 class Codebook(NamedTuple):
-    """values: (K, C). seconds: what encoding and fitting took."""
+    """vectors: (K, C). metric: (C, C), by which latents were multiplied before. seconds: of encoding and fitting."""
 
-    values: torch.Tensor
+    vectors: torch.Tensor
+    metric: torch.Tensor | None
     seconds: float
 
 
@@ -59,17 +60,17 @@ class Starts:
         self._steps: dict[int, tuple[torch.Tensor, float]] = {}
         self._steps_seed, self._steps_bytes = 0, 0
 
-    def codebook(self, layout: CodeLayout, seed: int) -> Codebook:
-        """The codebook of residual k-means on these levels."""
-        path = self._folder / f"levels-{layout.num_levels:02d}-seed-{seed}.safetensors"
+    def codebook(self, layout: CodeLayout, seed: int, metric: str = "latent") -> Codebook:
+        """The codebook of residual k-means on these levels, of latents or of latents times the "decoder" metric."""
+        path = self._folder / f"levels-{layout.num_levels:02d}-{metric}-seed-{seed}.safetensors"
         if not path.exists():
             latents, encoding = self._latents(seed)
-            began = time.perf_counter()
-            values = residual_kmeans(latents, layout.sides, layout.codebook_size, seed=seed)
-            seconds = torch.tensor(encoding + time.perf_counter() - began, dtype=torch.float64)
-            save_tensors(path, {"values": values, "seconds": seconds})
+            began, tensors = time.perf_counter(), {}
+            tensors["vectors"] = residual_kmeans(latents, layout.sides, layout.codebook_size, seed=seed)
+            tensors["seconds"] = torch.tensor(encoding + time.perf_counter() - began, dtype=torch.float64)
+            save_tensors(path, tensors)
         found = load_file(path)
-        return Codebook(found["values"].to(self.device), float(found["seconds"]))
+        return Codebook(found["vectors"].to(self.device), found.get("metric"), float(found["seconds"]))
 
     @torch.no_grad()
     def drawn_codebook(self, vae: ContinuousVAE, codebook_size: int, seed: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 from coda.tokenizer import CodaTokenizer
 from coda.tokenizer.foundation.atomic_io import write_json
 from coda.tokenizer.foundation.progress import progress
-from coda.tokenizer.foundation.seeding import derived_seed
+from coda.tokenizer.foundation.seeding import derived_seed, step_generator
 from coda.tokenizer.images import to_unit, training_batches
 from coda.tokenizer.layout import CodeLayout
 from coda.tokenizer.quantizer.kmeans import initialize_nearest_neighbor
@@ -47,28 +47,34 @@ class RungModel(torch.nn.Module):
         vae: The continuous VAE, with LoRA or frozen.
         quantizer: Its quantizer.
         settings: Weights of the losses.
+        perturbed: Share of the codes that the decoder sees replaced by near ones.
 
     Attributes:
         adapts_vae: Whether the VAE has LoRA, so that latents change.
     """
 
     def __init__(
-        self, vae: ContinuousVAE, quantizer: ResidualQuantizer | VectorQuantizer, settings: AdaptSettings
+        self,
+        vae: ContinuousVAE,
+        quantizer: ResidualQuantizer | VectorQuantizer,
+        settings: AdaptSettings,
+        perturbed: float = 0.0,
     ) -> None:
         super().__init__()
-        self.vae, self.quantizer, self._settings = vae, quantizer, settings
+        self.vae, self.quantizer, self._settings, self._perturbed = vae, quantizer, settings, perturbed
         self.adapts_vae = any(p.requires_grad for p in vae.parameters())
         needs_decoder = self.adapts_vae or isinstance(quantizer, ResidualQuantizer)
         self._reconstruction = ReconstructionLoss(settings).to(vae.device) if needs_decoder else None
 
-    def forward(self, images: torch.Tensor, latents: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, latents: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
         """Loss of images (B, 3, H, W) in [-1, 1], a scalar; latents are computed if they are not known."""
         if latents is None:
             latents = self.vae.encode(images)
         out = self.quantizer(latents)
         loss = out.quantization_loss + self._settings.entropy_weight * out.entropy_loss
         if self._reconstruction is not None:
-            loss = loss + self._reconstruction(self.vae.decode(out.quantized), images).total
+            quantized = out.quantized
+            loss = loss + self._reconstruction(self.vae.decode(quantized), images).total
         return loss
 
     def measure(self, test: TestImages, perturbed: bool) -> Figures:
@@ -122,7 +128,7 @@ def train_rung(
 
 def _initialize(rung: Rung, seed: int, starts: Starts) -> tuple[RungModel, float]:
     """The model before training, and the seconds that its start took."""
-    settings, seconds, codebook = starts.settings, 0.0, None
+    settings, seconds, codebook, metric = starts.settings, 0.0, None, None
     layout, vae = CodeLayout(rung.sides, settings.codebook_size), starts.vae
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("rung", seed))
@@ -130,16 +136,21 @@ def _initialize(rung: Rung, seed: int, starts: Starts) -> tuple[RungModel, float
             vae = ContinuousVAE(vae.config.architecture, [0.0], [1.0], vae.config.image_range).to(starts.device)
             codebook = starts.drawn_codebook(vae, layout.codebook_size, seed)
         elif rung.start == "data":
-            codebook, seconds = starts.codebook(layout, seed)
-        quantizer = _make_quantizer(rung, layout, vae.latent_channels, codebook, settings)
+            codebook, metric, seconds = starts.codebook(layout, seed, rung.metric)
+        quantizer = _make_quantizer(rung, layout, vae.latent_channels, codebook, metric, settings)
     if rung.lora_rank:
         vae = copy.deepcopy(vae)
         add_lora(vae, rung.lora_rank, seed=derived_seed("lora", seed))
-    return RungModel(vae, quantizer, settings).to(starts.device), seconds
+    return RungModel(vae, quantizer, settings, rung.perturbed).to(starts.device), seconds
 
 
 def _make_quantizer(
-    rung: Rung, layout: CodeLayout, channels: int, codebook: torch.Tensor | None, settings: AdaptSettings
+    rung: Rung,
+    layout: CodeLayout,
+    channels: int,
+    codebook: torch.Tensor | None,
+    metric: torch.Tensor | None,
+    settings: AdaptSettings,
 ) -> ResidualQuantizer | VectorQuantizer:
     """The quantizer, which retrieves the nearest code of the codebook if there is one, and is random otherwise."""
     if rung.quantizer == "attention":
@@ -192,7 +203,7 @@ class _Training:
                 if not self._model.adapts_vae:
                     latents, saved = self._starts.encode_step(images, self._seed, step)
                     self.seconds += saved
-                loss = self._model(images, latents)
+                loss = self._model(images, latents, step_generator(self._seed, step, "perturbed codes"))
                 if self._optimizer is not None:
                     loss.backward()
                     self._optimizer.step(learning_rate(step, self._steps, settings.lr, settings.warmup))

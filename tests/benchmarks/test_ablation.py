@@ -99,7 +99,7 @@ def test_a_model_from_scratch_sees_as_many_images_or_six_times(
 ) -> None:
     report = ablation(vae, dataset, None, tmp_path, small(extractor, tables=["scratch"], measurements=0))
     (table,) = report.tables
-    assert [row[list(table.columns).index("images seen")] for row in table.rows] == [24, 6 * 24, 0]
+    assert [row[list(table.columns).index("images seen")] for row in table.rows] == [24, 6 * 24, None]
     assert all(row[list(table.columns).index("usage %")] for row in table.rows[:-1])
 
 
@@ -115,8 +115,7 @@ def test_an_interrupted_rung_is_resumed(vae: Path, dataset: Path, extractor: Any
 
     def run(out: str, extractor: Any) -> list[list[Any]]:
         report = ablation(vae, dataset, None, tmp_path / out, small(extractor, tables=["ladder"]))
-        (table,) = report.tables
-        return [list(row[:-1]) for row in table.rows]  # without the seconds
+        return [list(row[:-1]) for table in report.tables for row in table.rows]  # without the seconds
 
     whole, interrupting = run("whole", extractor), Interrupting()
     for _ in range(3):
