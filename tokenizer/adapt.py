@@ -23,7 +23,7 @@ from .foundation.atomic_io import save_tensors
 from .foundation.errors import CodaError
 from .foundation.launcher import check_batch_size, rank_and_world_size
 from .foundation.progress import log_info, progress
-from .foundation.seeding import derived_seed
+from .foundation.seeding import derived_seed, step_generator
 from .foundation.strict_loading import check_weights_finite
 from .images import ImageSource, decode_image, open_images, to_unit, training_batches
 from .images.source import BrokenImage
@@ -31,11 +31,11 @@ from .layout import CodeLayout, default_sides
 from .quantizer.residual_quantizer import ResidualQuantizer
 from .settings import AdaptSettings, RunOptions
 from .tokenizer import CodaTokenizer
+from .training.cached_latents import train_on_cached_latents
 from .training.discriminator import DiscriminatorTrainer, adversarial_weight
 from .training.losses import ReconstructionLoss
 from .training.monitoring import Monitor
 from .training.optimization import (
-    OptimizerWithEMA,
     check_finite,
     learning_rate,
     micro_batches,
@@ -110,19 +110,20 @@ def _train(
     checkpoint = directory.latest()
     validation = Validation(held_out, source, settings, run)
     layout = CodeLayout(settings.sides, settings.codebook_size)
-    monitor = Monitor("Adapting", accelerator, directory, settings.steps, run, checkpoint, validation, layout)
+    before = settings.quantizer_steps + settings.decoder_steps
+    monitor = Monitor("Adapting", accelerator, directory, before + settings.steps, run, checkpoint, validation, layout)
     tokenizer = _initialize(vae.to(accelerator.device), source, checkpoint, settings, run)
-    model = accelerator.prepare(tokenizer)
-    # By default no weight decay: it would pull the quantizer away from its initialization.
-    optimizer = OptimizerWithEMA(
-        tokenizer, betas=(0.5, 0.9), ema_decay=settings.ema_decay, weight_decay=settings.weight_decay, decay_all=True,
-        max_gradient_norm=settings.max_gradient_norm,
+    checkpoint_every = run.checkpoint_every or _CHECKPOINT_EVERY
+    train_on_cached_latents(
+        tokenizer, source, directory, checkpoint, checkpoint_every, settings, run, accelerator
     )  # fmt: skip
+    model = accelerator.prepare(tokenizer)
+    optimizer = tokenizer.optimizer(settings)
     discriminator = DiscriminatorTrainer(accelerator, settings) if settings.adversarial_weight else None
     reconstruction_loss = ReconstructionLoss(settings).to(accelerator.device)
-    start, skipped, checkpoint_every = 0, 0, run.checkpoint_every or _CHECKPOINT_EVERY
-    if checkpoint is not None:
-        start = checkpoint.step
+    start, skipped, generator = 0, 0, None
+    if checkpoint is not None and checkpoint.step >= before:
+        start = checkpoint.step - before
         optimizer.load_state_tensors("tokenizer", checkpoint.tensors, updates=start)
         if discriminator is not None:
             discriminator.load_state_tensors(checkpoint.tensors, start)
@@ -131,16 +132,16 @@ def _train(
         tensors = optimizer.state_tensors("tokenizer") | monitor.state_tensors()
         if discriminator is not None:
             tensors |= discriminator.state_tensors()
-        config = tokenizer.vae.config
-        directory.save(done, tensors, {"shift": config["shift"], "scale": config["scale"]})
+        directory.save(before + done, tensors, tokenizer.normalization)
 
     def reconstruct(images: torch.Tensor) -> torch.Tensor:
         with optimizer.averaged(), accelerator.autocast():
             return CodaTokenizer(tokenizer.vae, tokenizer.quantizer)(images)
 
-    if checkpoint is None:
-        save(0)  # k-means need not run again
-    monitor.begin(reconstruct, tokenizer.quantizer)
+    if checkpoint is None or checkpoint.step < before:
+        save(0)  # k-means and earlier phases need not run again
+    if not before:
+        monitor.begin(reconstruct, tokenizer.quantizer)
 
     batches = training_batches(
         source, settings.size, settings.batch_size, settings.seed, start, settings.steps, workers=run.workers,
@@ -152,7 +153,8 @@ def _train(
             synchronize_gradients(model, last)
             images = to_unit(batch.pixels.to(accelerator.device))
             lr = learning_rate(step, settings.steps, settings.lr, settings.warmup)
-            output = model(images)
+            generator = generator or step_generator(settings.seed, before + step, "perturbed codes")
+            output = model(images, generator)
             monitor.count(output.codes)
             reconstruction = reconstruction_loss(output.reconstructions, images)
             loss = reconstruction.total + output.quantization_loss + settings.entropy_weight * output.entropy_loss
@@ -167,24 +169,24 @@ def _train(
                 gan_log["discriminator"] = discriminator.backward(images, output.reconstructions, step, last)
             if not last:
                 continue
-            gradient = optimizer.step(lr)
+            gradient, generator = optimizer.step(lr), None
             if discriminator is not None and step >= settings.adversarial_start:
                 discriminator.step(lr)
 
             done, skipped = step + 1, skipped + len(batch.skipped)
             bar.advance()
-            if monitor.is_due(done):
+            if monitor.is_due(before + done):
                 figures = {
-                    **check_finite(done, loss=loss, gradient=gradient),
+                    **check_finite(before + done, loss=loss, gradient=gradient),
                     **reconstruction.figures(),
                     "quantization": float(output.quantization_loss.detach()),
                     "entropy": float(output.entropy_loss.detach()),
                     "codes": output.codes.unique().numel(),  # different ones in this batch
-                    **monitor.look(done, reconstruct, tokenizer.quantizer),
+                    **monitor.look(before + done, reconstruct, tokenizer.quantizer),
                 }
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], codes=figures["codes"], **monitor.shown)
                 figures |= {name: float(value) for name, value in gan_log.items()}
-                monitor.log(done, **figures, lr=lr, skipped=skipped)
+                monitor.log(before + done, **figures, lr=lr, skipped=skipped)
             if done % checkpoint_every == 0 and done < settings.steps:
                 save(done)
     if skipped:
@@ -251,7 +253,7 @@ def _initialize(
         checkpoint_decoder(vae)
     if settings.compile:
         compile_autoencoder(vae)
-    return TrainableTokenizer(vae, quantizer)
+    return TrainableTokenizer(vae, quantizer, settings.perturbed_codes)
 
 
 def _write(folder: Path, tokenizer: TrainableTokenizer, settings: AdaptSettings) -> None:

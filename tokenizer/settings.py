@@ -85,7 +85,21 @@ class AdaptSettings(Settings):
     )
     norm: Literal["rms_norm", "layer_norm"] = setting("rms_norm", "Normalization of queries and keys.")
     lora_rank: Natural = setting(32, "LoRA rank; 0 leaves the VAE unchanged.")
-    steps: Natural = setting(500, "Optimizer steps; 0 keeps the k-means initialization.")
+    quantizer_steps: Natural = setting(
+        0, "Steps before all others that train the quantizer alone, on latents that are encoded once."
+    )
+    decoder_steps: Natural = setting(
+        0, "Steps after those that train quantizer and decoder, on latents that are encoded once."
+    )
+    steps: Natural = setting(
+        500, "Steps that train quantizer, encoder and decoder; 0 in all phases keeps the k-means initialization."
+    )
+    cached_images: Count | None = setting(
+        None, "Images whose latents are encoded once; by default all, up to 1 GiB of latents."
+    )
+    perturbed_codes: Fraction = setting(
+        0.0, "Share of the codes that the decoder sees replaced by one of the 8 nearest while it learns."
+    )
     batch_size: Count = setting(16, "Images per step, over all processes.")
     lr: Positive = setting(5e-4, "Peak learning rate.")
     warmup: Natural = setting(50, "Steps of linear warm-up.")
@@ -96,6 +110,9 @@ class AdaptSettings(Settings):
     weight_decay: Weight = setting(0.0, "Weight decay of the trained weights; a tenth of it for the discriminator's.")
     kmeans_images: Count | None = setting(
         None, "Images for the k-means initialization; by default enough for 128 vectors per code."
+    )
+    kmeans_metric: Literal["decoder", "latent"] = setting(
+        "decoder", "Distance of k-means: weighed by the decoder's sensitivity, or that of the latents alone."
     )
     l1_weight: Weight = setting(1.0, "Weight of the mean absolute error.")
     l2_weight: Weight = setting(1.0, "Weight of the mean squared error.")

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -7,9 +8,10 @@ from safetensors.torch import load_file
 
 from coda.tokenizer import CodaError, CodaTokenizer, ContinuousVAE
 from coda.tokenizer.adapt import adapt
-from coda.tokenizer.images import image_batches, to_unit
+from coda.tokenizer.images import image_batches, open_images, to_unit
 from coda.tokenizer.settings import AdaptSettings, RunOptions
 from coda.tokenizer.vae.continuous_vae import measure_normalization
+from coda.tokenizer.vae.load import load_vae
 
 CPU = RunOptions(device="cpu")
 SMALL = dict(
@@ -164,6 +166,20 @@ def test_in_bfloat16_the_trained_weights_stay_float32(tmp_path, vae, ramps):
     assert {t.dtype for name, t in tensors.items() if name != "monitor.counts"} == {torch.float32}
 
 
+def test_weighing_by_the_decoder_gives_better_images_at_the_start(tmp_path, shared_data):
+    data = open_images(shared_data / "tiny-imagenet" / "train-00000.parquet")
+    (batch,) = image_batches(data, 32, 16, range(1000, 1016))
+    images, psnr = to_unit(batch.pixels), {}
+    taef2 = load_vae(shared_data / "taef2")
+    taef2.register_to_config(shift=[0.0], scale=[1.0])  # nothing to measure
+    for metric in ("latent", "decoder"):
+        settings = small(size=32, codebook_size=64, kmeans_images=64, steps=0, kmeans_metric=metric)
+        made = adapt(taef2, data, tmp_path / metric, settings, CPU)
+        error = (CodaTokenizer.from_pretrained(made)(images) - images).square().mean()
+        psnr[metric] = 10 * math.log10(4 / float(error))
+    assert psnr["decoder"] > psnr["latent"] + 0.5
+
+
 def test_images_that_are_not_square(tmp_path, vae, ramps):
     tokenizer = CodaTokenizer.from_pretrained(adapt(vae, ramps(), tmp_path / "t", small(size=(4, 8), steps=1), CPU))
     assert tokenizer.size == (4, 8) and tokenizer.layout.grid == (2, 4)
@@ -177,7 +193,8 @@ def test_images_that_are_not_square(tmp_path, vae, ramps):
         dict(adversarial_weight=1.0, adversarial_ramp=1.0), dict(adversarial_weight=1.0, discriminator="projected"),
         dict(accumulation=2), dict(max_gradient_norm=1e-3), dict(weight_decay=0.1),
         dict(seed=1), dict(lr=1e-2), dict(warmup=0), dict(kmeans_images=12), dict(attention_dim=12),
-        dict(norm="layer_norm"), dict(lora_rank=0), dict(sides=(1, 4)),
+        dict(norm="layer_norm"), dict(lora_rank=0), dict(sides=(1, 4)), dict(kmeans_metric="latent"),
+        dict(quantizer_steps=2), dict(decoder_steps=2), dict(perturbed_codes=0.5),
     ],
     ids=" ".join,
 )  # fmt: skip

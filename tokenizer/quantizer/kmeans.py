@@ -139,7 +139,11 @@ def _draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> torc
 
 @torch.no_grad()
 def initialize_nearest_neighbor(
-    quantizer: ResidualQuantizer, codebook: torch.Tensor, spread: float | None = None, softness: float | None = None
+    quantizer: ResidualQuantizer,
+    codebook: torch.Tensor,
+    spread: float | None = None,
+    softness: float | None = None,
+    metric: torch.Tensor | None = None,
 ) -> None:
     """Set a quantizer's weights so that it retrieves the nearest code of `codebook`.
 
@@ -154,16 +158,18 @@ def initialize_nearest_neighbor(
     which is largest for the nearest code. The norms' weights g then set the softness of the retrieval: with
     g² = M² / (σ² √d) the logits are −|r − e|² / 2σ² plus a constant. Where codes are dense compared with σ, the
     gradient of the soft retrieval is that of the identity; where they are far apart, it vanishes. Layer normalization
-    also subtracts the mean, which is 0 if B maps to vectors of mean 0.
+    also subtracts the mean, which is 0 if B maps to vectors of mean 0. With a metric A the nearest code is the one with
+    the smallest |A (r − v)|: to_q(r) = B (A r, M), and the codebook holds e = A v for the values v, to_v(e) = A⁻¹ e.
 
     A larger M brings the cosine closer to the distance but leaves fewer of float32's bits to distinguish codes; 64 was
     the best measured.
 
     Args:
         quantizer: Must have a norm and an attention width of at least C + 1 (layer_norm: C + 2).
-        codebook: (K, C).
-        spread: Root mean square of the latents; that of the codebook if None.
-        softness: σ in the latents' units; if None, half the distance per channel between neighboring codes.
+        codebook: (K, C); with a metric, of latents multiplied by it.
+        spread: Root mean square of the latents (times the metric); that of the codebook if None.
+        softness: σ in the codebook's units; if None, half the distance per channel between neighboring codes.
+        metric: A, (C, C) and invertible; distances between latents themselves if None.
 
     Raises:
         CodaError: If the quantizer has no norm, or its attention is too narrow.
@@ -190,8 +196,10 @@ def initialize_nearest_neighbor(
         linear.weight.zero_()
         linear.weight[:, :c] = basis[:, :c]
         linear.bias.copy_(m * basis[:, c])
+    a = torch.eye(c, dtype=torch.float64) if metric is None else metric.double().cpu()
+    quantizer.to_q.weight.copy_(basis[:, :c] @ a)
     quantizer.to_v.weight.zero_()
-    quantizer.to_v.weight[:, :c] = torch.eye(c)
+    quantizer.to_v.weight[:, :c] = a.inverse()
     quantizer.to_v.bias.zero_()
     quantizer.codebook.weight.zero_()
     quantizer.codebook.weight[:, :c] = codebook

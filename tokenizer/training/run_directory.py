@@ -159,6 +159,10 @@ class RunDirectory:
             if folder != final:
                 remove(folder)
 
+    def scratch_file(self, name: str) -> Path:
+        """Where a file may lie until the run is complete."""
+        return self._checkpoints / name
+
     def log(self, step: int, **scalars: float) -> None:
         """Add a line to `log.jsonl`; what a resumed run repeats replaces what was there."""
         if self._is_main:

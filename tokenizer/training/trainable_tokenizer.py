@@ -6,20 +6,24 @@ Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, h, w); codes (B, T).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from ..foundation.errors import CodaError
+from ..foundation.launcher import rank_and_world_size
 from ..foundation.progress import progress
 from ..foundation.seeding import step_generator
 from ..images import ImageSource, image_batches, to_unit
 from ..quantizer.kmeans import initialize_nearest_neighbor, residual_kmeans
+from ..quantizer.perturbation import perturb_codes
 from ..quantizer.residual_quantizer import ResidualQuantizer
 from ..settings import AdaptSettings, RunOptions
 from ..vae.continuous_vae import ContinuousVAE, measure_normalization
+from ..vae.sensitivity import METRIC_IMAGES, decoder_metric
 from .losses import adaptive_weight
+from .optimization import OptimizerWithEMA
 
 _STATISTICS_IMAGES = 256
 
@@ -34,18 +38,28 @@ class ForwardOutput(NamedTuple):
 
 
 class TrainableTokenizer(nn.Module):
-    """Encode, quantize and decode as one module, so that processes average all gradients."""
+    """Encode, quantize and decode as one module, so that processes average all gradients.
 
-    def __init__(self, vae: ContinuousVAE, quantizer: ResidualQuantizer) -> None:
+    Args:
+        vae: With its LoRA, if it gets one.
+        quantizer: The quantizer.
+        perturbed_codes: Share of the codes that the decoder sees replaced, see `perturb_codes`.
+    """
+
+    def __init__(self, vae: ContinuousVAE, quantizer: ResidualQuantizer, perturbed_codes: float = 0.0) -> None:
         super().__init__()
-        self.vae, self.quantizer = vae, quantizer
+        self.vae, self.quantizer, self.perturbed_codes = vae, quantizer, perturbed_codes
         weight = vae.last_layer
         self._last = [module for module in vae.modules() if getattr(module, "weight", None) is weight]
         self._last_call: tuple[torch.Tensor, torch.Tensor] | None = None
         self._last[0].register_forward_hook(self._remember)
 
-    def forward(self, images: torch.Tensor) -> ForwardOutput:
+    def forward(self, images: torch.Tensor, generator: torch.Generator | None = None) -> ForwardOutput:
         """Encode, quantize, decode.
+
+        Args:
+            images: Images.
+            generator: Source of the perturbation, if codes are perturbed.
 
         Raises:
             CodaError: If latents are NaN or infinite.
@@ -53,9 +67,36 @@ class TrainableTokenizer(nn.Module):
         latents = self.vae.encode(images)
         if not latents.isfinite().all():  # those of the untrained VAE were finite
             raise CodaError("latents are NaN or infinite: the training has diverged; a lower lr may help")
+        return self.from_latents(latents, generator)
+
+    def from_latents(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> ForwardOutput:
+        """Quantize and decode latents."""
         out = self.quantizer(latents)
-        reconstructions = self.vae.decode(out.quantized)
+        quantized = out.quantized
+        if self.perturbed_codes and generator is not None:
+            codes = perturb_codes(self.quantizer, out.codes, self.perturbed_codes, generator, rank_and_world_size())
+            quantized = quantized + (self.quantizer.decode(codes) - quantized).detach()
+        reconstructions = self.vae.decode(quantized)
         return ForwardOutput(reconstructions, out.codes, out.quantization_loss, out.entropy_loss)
+
+    @property
+    def normalization(self) -> dict[str, Any]:
+        """Shift and scale of the VAE, for checkpoints."""
+        return {key: self.vae.config[key] for key in ("shift", "scale")}
+
+    def optimizer(self, settings: AdaptSettings) -> OptimizerWithEMA:
+        """An optimizer of what is trainable now."""
+        # By default no weight decay: it would pull the quantizer away from its initialization.
+        return OptimizerWithEMA(
+            self, betas=(0.5, 0.9), ema_decay=settings.ema_decay, weight_decay=settings.weight_decay, decay_all=True,
+            max_gradient_norm=settings.max_gradient_norm,
+        )  # fmt: skip
+
+    def train_only(self, part: Literal["quantizer", "decoder", "all"]) -> None:
+        """Choose what is trained: the quantizer alone, with the decoder's LoRA, or with the whole LoRA."""
+        for name, parameter in self.vae.autoencoder.named_parameters():
+            if ".lora_" in name:
+                parameter.requires_grad_(part == "all" or (part == "decoder" and name.startswith("decoder.")))
 
     def adaptive_weight(self, reconstruction: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
         """VQGAN's weight of the adversarial loss, at the decoder's last layer, for the latest forward pass."""
@@ -107,7 +148,10 @@ def initialize_from_data(
         latents.append(vae.encode(batch))
         if not latents[-1].isfinite().all():
             raise CodaError("some of the VAE's latents are NaN or infinite; its weights or normalization are damaged")
-    layout = quantizer.layout
-    codebook = residual_kmeans(torch.cat(latents), layout.sides, layout.codebook_size, seed=settings.seed)
-    initialize_nearest_neighbor(quantizer, codebook)
+    vectors, metric, layout = torch.cat(latents), None, quantizer.layout
+    if settings.kmeans_metric == "decoder":
+        metric = decoder_metric(vae, vectors[:METRIC_IMAGES], settings.seed)
+        vectors = torch.einsum("ij,njhw->nihw", metric, vectors)
+    codebook = residual_kmeans(vectors, layout.sides, layout.codebook_size, seed=settings.seed)
+    initialize_nearest_neighbor(quantizer, codebook, metric=metric)
     return vae

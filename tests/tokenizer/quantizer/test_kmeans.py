@@ -68,6 +68,20 @@ def test_initial_retrieval_is_nearest_neighbor(norm: str, width: int) -> None:
     assert torch.equal(quantizer.value_table(), codebook)
 
 
+@pytest.mark.parametrize(("norm", "width"), [("rms_norm", 32), ("layer_norm", 32)])
+def test_initial_retrieval_is_nearest_neighbor_in_a_metric(norm: str, width: int) -> None:
+    codebook, vectors = torch.randn(512, 16), torch.randn(2000, 16)
+    rotation = torch.linalg.qr(torch.randn(16, 16)).Q
+    metric = rotation @ torch.diag(torch.linspace(0.2, 2.0, 16)) @ rotation.T
+    quantizer = ResidualQuantizer(16, 512, (1,), attention_dim=width, norm=norm)
+    initialize_nearest_neighbor(quantizer, codebook @ metric, metric=metric)
+    torch.testing.assert_close(quantizer.value_table(), codebook, atol=1e-4, rtol=1e-4)
+    codes = quantizer.encode(vectors[:, :, None, None]).squeeze(1)
+    distances = torch.cdist((vectors @ metric).double(), (codebook @ metric).double())
+    assert (codes == distances.argmin(dim=1)).double().mean() >= 0.99
+    assert (codes == torch.cdist(vectors, codebook).argmin(dim=1)).double().mean() < 0.9
+
+
 def test_softness_is_the_width_of_the_soft_retrieval() -> None:
     codebook = torch.randn(512, 8)
     quantizer = ResidualQuantizer(8, 512, (1,), attention_dim=16, norm="rms_norm")
