@@ -121,7 +121,8 @@ def _train(
     optimizer = tokenizer.optimizer(settings)
     discriminator = DiscriminatorTrainer(accelerator, settings) if settings.adversarial_weight else None
     reconstruction_loss = ReconstructionLoss(settings).to(accelerator.device)
-    start, skipped, generator = 0, 0, None
+    start, skipped = 0, 0
+    generator: torch.Generator | None = None  # of the perturbed codes; parts of a batch go on drawing from it
     if checkpoint is not None and checkpoint.step >= before:
         start = checkpoint.step - before
         optimizer.load_state_tensors("tokenizer", checkpoint.tensors, updates=start)
