@@ -18,7 +18,16 @@ RUN = RunOptions(device="cpu", checkpoint_every=2)
 
 
 def small(**changed):
-    usual = dict(codebook_size=32, lora_rank=2, steps=0, batch_size=4, warmup=1, perceptual_weight=0.0, lr=1e-2)
+    usual = dict(
+        codebook_size=32,
+        lora_rank=2,
+        steps=0,
+        batch_size=4,
+        warmup=1,
+        perceptual_weight=0.0,
+        lr=1e-2,
+        validation_share=0.0,
+    )
     return AdaptSettings(**(usual | changed))
 
 
