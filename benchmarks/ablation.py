@@ -35,6 +35,7 @@ from .rungs.report import (
     RIVALS,
     SCRATCH,
     STARTS,
+    VARIANTS,
     Group,
     Measured,
     headline_figures,
@@ -42,7 +43,7 @@ from .rungs.report import (
     tables,
 )
 from .rungs.rivals import Standardized, rivals
-from .rungs.rung import Rung, Rungs, ladder, level_sweep, scratch, starts
+from .rungs.rung import Rung, Rungs, ladder, level_sweep, scratch, starts, variants
 from .rungs.starts import Starts
 from .rungs.training import train_rung
 from .settings import AblationSettings
@@ -146,6 +147,7 @@ def _rungs(layout: CodeLayout, settings: AblationSettings) -> dict[str, Rungs]:
         LADDER: ladder(layout.sides, settings.lora_rank),
         LEVELS: level_sweep(layout.sides, settings.levels),
         STARTS: starts(layout.sides, settings.lora_rank),
+        VARIANTS: variants(layout.sides, settings.lora_rank),
         SCRATCH: scratch(layout.sides),
     }
     return {key: rungs for key, rungs in found.items() if key in settings.tables}

@@ -22,6 +22,7 @@ from coda.tokenizer.layout import CodeLayout
 from coda.tokenizer.quantizer.kmeans import residual_kmeans
 from coda.tokenizer.settings import AdaptSettings, RunOptions
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE, measure_normalization
+from coda.tokenizer.vae.sensitivity import METRIC_IMAGES, decoder_metric
 
 _STATISTICS_IMAGES = 256
 _MOST_KEPT = 1 << 30  # bytes of latents
@@ -66,6 +67,9 @@ class Starts:
         if not path.exists():
             latents, encoding = self._latents(seed)
             began, tensors = time.perf_counter(), {}
+            if metric == "decoder":
+                tensors["metric"] = decoder_metric(self.vae, latents[:METRIC_IMAGES], seed)
+                latents = torch.einsum("ij,njhw->nihw", tensors["metric"], latents)
             tensors["vectors"] = residual_kmeans(latents, layout.sides, layout.codebook_size, seed=seed)
             tensors["seconds"] = torch.tensor(encoding + time.perf_counter() - began, dtype=torch.float64)
             save_tensors(path, tensors)

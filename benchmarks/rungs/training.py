@@ -23,6 +23,7 @@ from coda.tokenizer.foundation.seeding import derived_seed, step_generator
 from coda.tokenizer.images import to_unit, training_batches
 from coda.tokenizer.layout import CodeLayout
 from coda.tokenizer.quantizer.kmeans import initialize_nearest_neighbor
+from coda.tokenizer.quantizer.perturbation import perturb_codes
 from coda.tokenizer.quantizer.residual_quantizer import ResidualQuantizer
 from coda.tokenizer.settings import AdaptSettings
 from coda.tokenizer.training.losses import ReconstructionLoss
@@ -74,6 +75,9 @@ class RungModel(torch.nn.Module):
         loss = out.quantization_loss + self._settings.entropy_weight * out.entropy_loss
         if self._reconstruction is not None:
             quantized = out.quantized
+            if self._perturbed and isinstance(self.quantizer, ResidualQuantizer):
+                codes = perturb_codes(self.quantizer, out.codes, self._perturbed, generator)
+                quantized = quantized + (self.quantizer.decode(codes) - quantized).detach()
             loss = loss + self._reconstruction(self.vae.decode(quantized), images).total
         return loss
 
@@ -158,7 +162,7 @@ def _make_quantizer(
         sides = [list(side) for side in layout.sides]
         attention = ResidualQuantizer(channels, layout.codebook_size, sides, width, settings.norm)
         if codebook is not None:
-            initialize_nearest_neighbor(attention, codebook.cpu())
+            initialize_nearest_neighbor(attention, codebook.cpu(), metric=metric)
         return attention
     values = torch.randn(layout.codebook_size, channels) if codebook is None else codebook
     return VectorQuantizer(values, layout, decay=None if rung.quantizer == "vq gradient" else 0.99)

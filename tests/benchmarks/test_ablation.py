@@ -114,7 +114,7 @@ def test_an_interrupted_rung_is_resumed(vae: Path, dataset: Path, extractor: Any
             return super().__call__(images)
 
     def run(out: str, extractor: Any) -> list[list[Any]]:
-        report = ablation(vae, dataset, None, tmp_path / out, small(extractor, tables=["ladder"]))
+        report = ablation(vae, dataset, None, tmp_path / out, small(extractor, tables=["ladder", "variants"]))
         return [list(row[:-1]) for table in report.tables for row in table.rows]  # without the seconds
 
     whole, interrupting = run("whole", extractor), Interrupting()
