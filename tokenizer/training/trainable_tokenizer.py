@@ -6,7 +6,7 @@ Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, h, w); codes (B, T).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -92,8 +92,8 @@ class TrainableTokenizer(nn.Module):
             max_gradient_norm=settings.max_gradient_norm,
         )  # fmt: skip
 
-    def train_only(self, part: Literal["quantizer", "decoder", "all"]) -> None:
-        """Choose what is trained: the quantizer alone, with the decoder's LoRA, or with the whole LoRA."""
+    def train_only(self, part: str) -> None:
+        """Choose what is trained: the "quantizer" alone, with the "decoder"'s LoRA, or with "all" of the LoRA."""
         for name, parameter in self.vae.autoencoder.named_parameters():
             if ".lora_" in name:
                 parameter.requires_grad_(part == "all" or (part == "decoder" and name.startswith("decoder.")))
