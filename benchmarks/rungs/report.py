@@ -167,7 +167,8 @@ def _numeric_plot(
     labels = [f"{x:g}" for x in positions]
     log_x = positions[0] > 0 and positions[-1] > 8 * positions[0]
     reference = _reference(own, figure)
-    log = figure == "distance"
+    found = [y for line in values.values() for y in line if y is not None]
+    log = figure == "distance" and max(found) > 10 * min(found)
     return [Plot(name, title, x_label, y_label, labels, values, "line", log, positions, log_x, reference)]
 
 
