@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from coda.tokenizer.code_cache import CodeCache, ShuffledBatches
 from coda.tokenizer.fingerprint import saved_fingerprint
-from coda.tokenizer.foundation.distributed import gather_over_processes
+from coda.tokenizer.foundation.distributed import gather_over_processes, mean_over_processes
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.launcher import check_batch_size, rank_and_world_size
 from coda.tokenizer.foundation.progress import progress
@@ -130,8 +130,9 @@ def _train(
             bar.advance()
             if monitor.is_due(done):
                 figures = check_finite(done, loss=output.loss, gradient=gradient)
+                level_losses = mean_over_processes(output.level_losses)
                 bar.advance(0, loss=figures["loss"])
-                figures |= {f"loss_level_{i}": loss for i, loss in enumerate(output.level_losses.tolist())}
+                figures |= {f"loss_level_{i}": loss for i, loss in enumerate(level_losses.tolist())}
                 monitor.log(done, **figures, lr=lr)
             if done % checkpoint_every == 0 and done < settings.steps:
                 directory.save(done, optimizer.state_tensors("generator"))

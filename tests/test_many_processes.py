@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -56,3 +57,11 @@ def test_gradients_and_weights_are_those_of_one_process(kept: list[Path], traini
 def test_the_batch_entropy_is_that_of_all_processes(kept: list[Path], backend: str) -> None:
     assert largest_difference(kept, f"retrieval-{backend}", "weight") < 1e-6
     assert largest_difference(kept, f"retrieval-{backend}", "exp_avg") < 1e-6
+
+
+@pytest.mark.parametrize("training", ["vae", "tokenizer", "generator"])
+def test_the_log_is_that_of_one_process(kept: list[Path], training: str) -> None:
+    one, two = ((folder.parent / training / "log.jsonl").read_text().splitlines() for folder in kept)
+    for line, other in zip(map(json.loads, one), map(json.loads, two), strict=True):
+        for name in ("step", "loss", "gradient", "psnr", "l1", "kl", "loss_level_2"):
+            assert line.get(name, 0) == pytest.approx(other.get(name, 0), rel=1e-4)

@@ -138,9 +138,8 @@ def _train(
             bar.advance()
             if monitor.is_due(done):
                 figures = {
-                    **check_finite(done, loss=loss, gradient=gradient),
+                    **check_finite(done, loss=loss, gradient=gradient, kl=kl),
                     **reconstruction.figures(),
-                    "kl": float(kl.detach()),
                     **monitor.look(done, reconstruct),
                 }
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], **monitor.shown)

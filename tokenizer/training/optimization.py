@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..foundation.device import resolve_device
+from ..foundation.distributed import mean_over_processes
 from ..foundation.errors import CodaError
 from ..foundation.launcher import check_world_size, rank_and_world_size, was_launched
 from ..images.loading import ImageBatch
@@ -120,12 +121,13 @@ def synchronize_gradients(model: nn.Module, on: bool) -> None:
 
 
 def check_finite(step: int, **figures: torch.Tensor) -> dict[str, float]:
-    """Loss and gradient norm after `step` steps, as numbers.
+    """Losses and gradient norm after `step` steps, as numbers: the means over all processes, which all call it.
 
     Raises:
         CodaError: If one of them is NaN or infinite.
     """
-    values = {name: float(tensor.detach()) for name, tensor in figures.items()}
+    means = mean_over_processes(torch.stack([tensor.detach().float() for tensor in figures.values()]))
+    values = dict(zip(figures, means.tolist(), strict=True))
     for name, value in values.items():
         if not math.isfinite(value):
             raise CodaError(f"the {name} is {value} at step {step}: the training has diverged; a lower lr may help")
