@@ -35,8 +35,14 @@ class TrainingDraw:
 
     def rows(self, first: int, last: int) -> TrainingDraw:
         """The share [first, last) of the batch."""
-        parts = (each[first:last] for each in (self.masked, self.corrupted, self.source_images, self.unconditional))
-        return TrainingDraw(*parts, self.mean_masked)
+        part = slice(first, last)
+        return TrainingDraw(
+            self.masked[part],
+            self.corrupted[part],
+            self.source_images[part],
+            self.unconditional[part],
+            self.mean_masked,
+        )
 
     def to(self, device: torch.device) -> TrainingDraw:
         """The same draw on a device."""

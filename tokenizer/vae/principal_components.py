@@ -131,6 +131,7 @@ def initialize_from_principal_components(autoencoder: AutoencoderDC, batches: It
 
 def _copy_channels(convolution: nn.Conv2d, count: int) -> None:
     """Let the first `count` outputs copy the inputs."""
+    assert convolution.bias is not None
     convolution.weight[:count] = 0
     convolution.weight[:count, :, 1, 1] = torch.eye(count, convolution.in_channels)
     convolution.bias[:count] = 0
@@ -138,6 +139,7 @@ def _copy_channels(convolution: nn.Conv2d, count: int) -> None:
 
 def _set_center(convolution: nn.Conv2d, matrix: torch.Tensor, bias: torch.Tensor) -> None:
     """Set a 3×3 convolution to a matrix (outputs, the first inputs) at its center, zero elsewhere."""
+    assert convolution.bias is not None
     nn.init.zeros_(convolution.weight)
     convolution.weight[:, : matrix.shape[1], 1, 1] = matrix
     convolution.bias.copy_(bias)
