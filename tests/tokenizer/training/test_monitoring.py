@@ -176,7 +176,7 @@ def test_the_log_goes_to_accelerates_tracker(tmp_path, ramps, monkeypatch):
     sys.modules.pop("tensorboardX")
     (file,) = (out / "logs").rglob("scalars.jsonl")
     found = [json.loads(line) for line in file.read_text().splitlines()]
-    assert ["lr", 1e-3, None] in found
+    assert ["lr", training().lr, None] in found
     assert ["loss", read_log(out)[-1]["loss"], 12] in found
 
 
