@@ -40,7 +40,25 @@ Perceptual = Literal["efficientnet_lite0", "lpips"]
 
 
 @dataclass(frozen=True)
-class VaeSettings(Settings):
+class TrainingSettings(Settings):
+    """Settings that `train_vae` and `adapt` share: the reconstruction loss, EMA, validation and the seed."""
+
+    l1_weight: Weight = setting(1.0, "Weight of the mean absolute error.")
+    l2_weight: Weight = setting(1.0, "Weight of the mean squared error.")
+    perceptual_weight: Weight = setting(0.1, "Weight of the perceptual loss.")
+    perceptual: Perceptual = setting("efficientnet_lite0", "Network of the perceptual loss; lpips needs coda[lpips].")
+    ema_decay: Fraction = setting(0.995, "EMA decay. The averaged weights are saved.")
+    validation_share: Fraction = setting(
+        0.02, "Share of the images, at most about 64, that is not trained on but validated on; 0 for none."
+    )
+    validate_every: Count | None = setting(
+        None, "Steps between validations; by default ten in a run, fewer in a short one."
+    )
+    seed: Seed = setting(0, "Seed for all randomness.")
+
+
+@dataclass(frozen=True)
+class VaeSettings(TrainingSettings):
     """Settings of `train_vae` that change its result."""
 
     size: Count = setting(64, "Image size in pixels, a multiple of the factor.")
@@ -54,23 +72,11 @@ class VaeSettings(Settings):
     batch_size: Count = setting(32, "Images per step, over all processes.")
     lr: Positive = setting(5e-4, "Peak learning rate.")
     warmup: Natural = setting(100, "Steps of linear warm-up.")
-    l1_weight: Weight = setting(1.0, "Weight of the mean absolute error.")
-    l2_weight: Weight = setting(1.0, "Weight of the mean squared error.")
-    perceptual_weight: Weight = setting(0.1, "Weight of the perceptual loss.")
-    perceptual: Perceptual = setting("efficientnet_lite0", "Network of the perceptual loss; lpips needs coda[lpips].")
     kl_weight: Weight = setting(1e-4, "Weight of the KL divergence from N(0, 1), in nats per latent element.")
-    ema_decay: Fraction = setting(0.995, "EMA decay. The averaged weights are saved.")
-    validation_share: Fraction = setting(
-        0.02, "Share of the images, at most about 64, that is not trained on but validated on; 0 for none."
-    )
-    validate_every: Count | None = setting(
-        None, "Steps between validations; by default ten in a run, fewer in a short one."
-    )
-    seed: Seed = setting(0, "Seed for all randomness.")
 
 
 @dataclass(frozen=True)
-class AdaptSettings(Settings):
+class AdaptSettings(TrainingSettings):
     """Settings of `adapt` that change its result."""
 
     size: Size | None = setting(
@@ -114,10 +120,6 @@ class AdaptSettings(Settings):
     kmeans_metric: Literal["decoder", "latent"] = setting(
         "decoder", "Distance of k-means: weighed by the decoder's sensitivity, or that of the latents alone."
     )
-    l1_weight: Weight = setting(1.0, "Weight of the mean absolute error.")
-    l2_weight: Weight = setting(1.0, "Weight of the mean squared error.")
-    perceptual_weight: Weight = setting(0.1, "Weight of the perceptual loss.")
-    perceptual: Perceptual = setting("efficientnet_lite0", "Network of the perceptual loss; lpips needs coda[lpips].")
     entropy_weight: Weight = setting(0.05, "Weight of the quantizer's entropy loss.")
     adversarial_weight: Weight = setting(0.0, "Weight of the discriminator's loss; 0 trains without a discriminator.")
     adversarial_start: Natural = setting(0, "First step with the discriminator.")
@@ -134,14 +136,6 @@ class AdaptSettings(Settings):
     )
     gradient_checkpointing: bool = setting(False, "Recompute the decoder's activations instead of keeping them.")
     compile: bool = setting(False, "Compile encoder and decoder with torch.compile.")
-    ema_decay: Fraction = setting(0.995, "EMA decay. The averaged weights are saved.")
-    validation_share: Fraction = setting(
-        0.02, "Share of the images, at most about 64, that is not trained on but validated on; 0 for none."
-    )
-    validate_every: Count | None = setting(
-        None, "Steps between validations; by default ten in a run, fewer in a short one."
-    )
-    seed: Seed = setting(0, "Seed for all randomness.")
 
 
 @dataclass(frozen=True)
