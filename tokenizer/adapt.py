@@ -115,7 +115,7 @@ def _train(
     tokenizer = _initialize(vae.to(accelerator.device), source, checkpoint, settings, run)
     checkpoint_every = run.checkpoint_every or _CHECKPOINT_EVERY
     train_on_cached_latents(
-        tokenizer, source, directory, checkpoint, checkpoint_every, settings, run, accelerator
+        tokenizer, source, directory, checkpoint, checkpoint_every, settings, monitor, run, accelerator
     )  # fmt: skip
     model = accelerator.prepare(tokenizer)
     optimizer = tokenizer.optimizer(settings)
@@ -137,7 +137,7 @@ def _train(
 
     def reconstruct(images: torch.Tensor) -> torch.Tensor:
         with optimizer.averaged(), accelerator.autocast():
-            return CodaTokenizer(tokenizer.vae, tokenizer.quantizer)(images)
+            return tokenizer.reconstruct(images)
 
     if checkpoint is None or checkpoint.step < before:
         save(0)  # k-means and earlier phases need not run again

@@ -25,7 +25,8 @@ from ..images.loading import ImageDataset, Request, read_batches
 from ..quantizer.residual_quantizer import ResidualQuantizer
 from ..settings import AdaptSettings, RunOptions
 from .losses import ReconstructionLoss
-from .optimization import LOG_EVERY, check_finite, learning_rate, synchronize_gradients
+from .monitoring import Monitor
+from .optimization import check_finite, learning_rate, synchronize_gradients
 from .run_directory import Checkpoint, RunDirectory
 from .trainable_tokenizer import ForwardOutput, TrainableTokenizer
 
@@ -39,6 +40,7 @@ def train_on_cached_latents(
     checkpoint: Checkpoint | None,
     checkpoint_every: int,
     settings: AdaptSettings,
+    monitor: Monitor,
     run: RunOptions,
     accelerator: Accelerator,
 ) -> None:
@@ -57,7 +59,17 @@ def train_on_cached_latents(
         if steps and done < before + steps:
             resumed = checkpoint if checkpoint is not None and done >= before else None
             _train_phase(
-                name, before, steps, tokenizer, cache, directory, resumed, checkpoint_every, settings, accelerator
+                name,
+                before,
+                steps,
+                tokenizer,
+                cache,
+                directory,
+                resumed,
+                checkpoint_every,
+                settings,
+                monitor,
+                accelerator,
             )
         before += steps
     tokenizer.train_only("all")
@@ -73,6 +85,7 @@ def _train_phase(
     checkpoint: Checkpoint | None,
     checkpoint_every: int,
     settings: AdaptSettings,
+    monitor: Monitor,
     accelerator: Accelerator,
 ) -> None:
     """One phase of `steps` steps after `before` of others, from its newest checkpoint to its averaged weights."""
@@ -91,10 +104,17 @@ def _train_phase(
         optimizer.load_state_tensors("tokenizer", checkpoint.tensors, updates=start)
 
     def save(done: int) -> None:
-        directory.save(before + done, optimizer.state_tensors("tokenizer"), tokenizer.normalization)
+        tensors = optimizer.state_tensors("tokenizer") | monitor.state_tensors()
+        directory.save(before + done, tensors, tokenizer.normalization)
+
+    def reconstruct(images: torch.Tensor) -> torch.Tensor:
+        with optimizer.averaged(), accelerator.autocast():
+            return tokenizer.reconstruct(images)
 
     if checkpoint is None:
         save(0)
+    if before == 0:
+        monitor.begin(reconstruct, tokenizer.quantizer)
     batches = cache.batches(name, start, steps, with_images=name == "decoder")
     with progress(f"Training the {name}", total=steps, completed=start) as bar:
         for step, (latents, pixels) in enumerate(batches, start):
@@ -105,6 +125,7 @@ def _train_phase(
                 synchronize_gradients(model, part == parts - 1)
                 some, their_images = latents.chunk(parts)[part], images.chunk(parts)[part]
                 output = model(some, generator)
+                monitor.count(output.codes)
                 reconstruction, figures = phase.reconstruction_loss(output, some, their_images)
                 loss = reconstruction + output.quantization_loss + settings.entropy_weight * output.entropy_loss
                 accelerator.backward(loss / parts)
@@ -112,16 +133,17 @@ def _train_phase(
 
             done = step + 1
             bar.advance()
-            if done % LOG_EVERY == 0 or done == steps:
+            if monitor.is_due(before + done) or done == steps:
                 shown = {
                     **check_finite(before + done, loss=loss, gradient=gradient),
                     **figures(),
                     "quantization": float(output.quantization_loss.detach()),
                     "entropy": float(output.entropy_loss.detach()),
                     "codes": output.codes.unique().numel(),
+                    **monitor.look(before + done, reconstruct, tokenizer.quantizer),
                 }
-                bar.advance(0, loss=shown["loss"], codes=shown["codes"])
-                directory.log(before + done, **shown, lr=lr)
+                bar.advance(0, loss=shown["loss"], codes=shown["codes"], **monitor.shown)
+                monitor.log(before + done, **shown, lr=lr)
             if done % checkpoint_every == 0 and done < steps:
                 save(done)
     optimizer.use_average()

@@ -98,6 +98,11 @@ class TrainableTokenizer(nn.Module):
             if ".lora_" in name:
                 parameter.requires_grad_(part == "all" or (part == "decoder" and name.startswith("decoder.")))
 
+    @torch.no_grad()
+    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
+        """Reconstructions of images, as the finished tokenizer makes them."""
+        return self.vae.decode(self.quantizer.decode(self.quantizer.encode(self.vae.encode(images))))
+
     def adaptive_weight(self, reconstruction: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
         """VQGAN's weight of the adversarial loss, at the decoder's last layer, for the latest forward pass."""
         assert self._last_call is not None, "there was no forward pass"

@@ -105,6 +105,13 @@ def test_the_log_holds_quality_and_usage(watched, ramps):
     assert Image.open(watched / "curves.png").format == "PNG"
 
 
+def test_phases_on_cached_latents_are_watched_too(tmp_path, vae, ramps):
+    settings = adapting(quantizer_steps=4, decoder_steps=2, steps=0, validate_every=2)
+    log = read_log(adapt(vae, ramps(), tmp_path / "tokenizer", settings, CPU))
+    assert [line["step"] for line in log if "validation_psnr" in line] == [0, 2, 4, 6]
+    assert all("usage" in line for line in log[1:])
+
+
 def test_looking_changes_nothing(tmp_path, vae, ramps, watched):
     rare = adapt(vae, ramps(), tmp_path / "tokenizer", adapting(validate_every=1000), CPU)
     vaes = [train_vae(ramps(), tmp_path / f"vae-{n}", training(validate_every=n), CPU) for n in (4, 1000)]
