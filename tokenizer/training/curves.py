@@ -12,7 +12,6 @@ from ..foundation.atomic_io import write_bytes
 
 _COLUMNS = 3
 _MOST_IN_LEGEND = 12
-_LOGARITHMIC = ("lr", "perplexity", "gradient")
 
 
 def draw_curves(log: Sequence[dict[str, float]], path: Path, title: str) -> bool:
@@ -45,8 +44,6 @@ def draw_curves(log: Sequence[dict[str, float]], path: Path, title: str) -> bool
             label = name.removeprefix(f"{panel}_").replace("_", " ")
             axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else "", linewidth=1.2)
         axes.set_title(panel.replace("_", " "), fontsize="medium")
-        if panel in _LOGARITHMIC and all(line[name] > 0 for line in log for name in names if name in line):
-            axes.set_yscale("log")
         if 1 < len(names) <= _MOST_IN_LEGEND:
             axes.legend(fontsize="xx-small")
         axes.grid(alpha=0.3)

@@ -25,7 +25,7 @@ from .perceptual import LiteFeatures, perceptual_loss
 
 VALIDATION_IMAGES = 64  # looked at, and about as many set aside at most
 _VALIDATIONS = 10  # in a run, by default
-_TRAINED_PER_IMAGE = 24
+_TRAINED_PER_IMAGE = 48
 _SHEET_IMAGES = 8
 _BATCH = 16
 
@@ -99,7 +99,7 @@ class Validation:
     def interval(self, steps: int) -> int:
         """Steps between validations, in a training of so many steps.
 
-        By default ten in a run, but few enough to see one image for every 24 of the training, a percent of its time.
+        By default ten in a run, but few enough to see one image for every 48 of the training, about 2 % of its time.
         """
         rare = max(steps / _VALIDATIONS, _TRAINED_PER_IMAGE * len(self) / self._batch_size)
         return self._every or max(LOG_EVERY, math.ceil(rare / LOG_EVERY) * LOG_EVERY)
