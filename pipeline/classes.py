@@ -17,6 +17,7 @@ from coda.tokenizer.foundation.errors import CodaError, shown
 from coda.tokenizer.foundation.progress import log_info
 from coda.tokenizer.images import imagenet
 
+_ALL_SHOWN = 20  # as many classes as a message names; of more, the nearest
 _WNID = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})")  # "007" is a name, not the number 7
 
@@ -105,10 +106,8 @@ class ClassTable:
             raise CodaError("this model has no classes: sample without one")
         index = self._index_of(word)
         if index not in self._is_seen:
-            raise CodaError(
-                f"this model has never seen class {index}, {self.classes[index]}; it knows {len(self.seen)} classes, "
-                f"for example {self._examples(self.classes[index].name)}"
-            )
+            name = self.classes[index].name
+            raise CodaError(f"this model has never seen class {index}, {self.classes[index]}; {self._known(name)}")
         return index
 
     def find_all(self, words: int | str | Iterable[int | str]) -> list[int]:
@@ -154,7 +153,8 @@ class ClassTable:
             several = ", ".join(f"{index} {self.classes[index].wnid or ''}".strip() for index in named)
             raise CodaError(f'"{shown(word)}" names {len(named)} classes ({several}): use the index or the WordNet id')
         kind = "WordNet id" if _WNID.fullmatch(text) else "class"
-        raise CodaError(f'no {kind} "{shown(word)}"; nearest: {self._examples(word)}')
+        near = ", ".join(map(str, self.nearest(word)))
+        raise CodaError(f'no {kind} "{shown(word)}"; ' + (f"nearest: {near}" if near else self._known(word)))
 
     def _report_number(self, text: str, named: Sequence[int]) -> None:
         """Say which class an index means, if it or its class's name could be taken for the other."""
@@ -163,9 +163,14 @@ class ClassTable:
             others = f'; the class named "{text}" has index {named[0]}' if named else ""
             log_info(f"class {text} is read as an index, {entry}{others}")
 
-    def _examples(self, word: str) -> str:
+    def _known(self, word: str) -> str:
+        """The classes that the model knows; of many, their number and those most like `word`."""
+        if len(self.seen) <= _ALL_SHOWN:
+            entries = (self.classes[index] for index in self.seen)
+            named = (f"{entry.index} {shown(entry.name)}" if entry.names else str(entry.index) for entry in entries)
+            return "it knows " + ", ".join(named)
         near = self.nearest(word) or [self.classes[index] for index in self.seen[:3]]
-        return ", ".join(map(str, near))
+        return f"it knows {len(self.seen):,} classes, for example {', '.join(map(str, near))}"
 
 
 def find_classes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from coda.tokenizer.foundation.errors import CodaError, first_line
 from coda.tokenizer.foundation.hub import fetch, local_path
 from coda.tokenizer.foundation.reading import read_json
 
+BUNDLED_MODEL = Path(str(resources.files("coda.pipeline.bundled"))) / "model"
 _PATTERNS = ("*.json", "*.safetensors", "README.md")  # neither pickles nor code
 _WEIGHTS = "diffusion_pytorch_model"
 
@@ -30,11 +32,19 @@ def pipeline_folder(name: str | os.PathLike[str], **hub: Any) -> Path:
         CodaError: If there is no such pipeline, or the hub cannot be reached.
     """
     if name == "bundled":
-        bundled = Path(__file__).with_name("bundled")
-        if not (bundled / "model_index.json").is_file():
-            raise CodaError("no model is bundled with this version; train one (coda train-maskgit) or pass a pipeline")
-        return bundled
+        return bundled_model()
     return local_path(name if isinstance(name, str) else Path(name)) or fetch(str(name), _PATTERNS, **hub)
+
+
+def bundled_model(folder: Path = BUNDLED_MODEL) -> Path:
+    """The folder of the bundled model, which is a saved pipeline and, with its manifest, a saved tokenizer too.
+
+    Raises:
+        CodaError: If `folder`, by default that of the package, holds none.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise CodaError("no model is bundled with this version; train one (coda train-maskgit) or pass a pipeline")
+    return folder
 
 
 def check_index(folder: Path, pipeline_class: str, components: Mapping[str, tuple[str, str]]) -> None:

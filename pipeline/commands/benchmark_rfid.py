@@ -12,6 +12,7 @@ from coda.tokenizer.settings import RunOptions
 
 from ..cli.arguments import Help, Without
 from .flags import Data, Out, Tokenizer
+from .model import tokenizer_place
 from .output import ending_of
 
 
@@ -33,4 +34,9 @@ def rfid(
         coda benchmark rfid --data photos --limit 5000
     """
     continuous = None if vae is None else library.load_vae(vae)
-    return ending_of(benchmarks.reconstruction_metrics(tokenizer, data, out, settings, run, continuous), out)
+    return ending_of(
+        benchmarks.reconstruction_metrics(
+            tokenizer_place(tokenizer_place(tokenizer)), data, out, settings, run, continuous
+        ),
+        out,
+    )

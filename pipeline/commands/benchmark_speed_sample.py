@@ -14,7 +14,7 @@ from coda.tokenizer.settings import RunOptions
 
 from ..cli.arguments import Help, UsageError, Without
 from .flags import ModelOptions, Out, Overwrite, Placement
-from .model import open_pipeline, sampler_of
+from .model import open_pipeline, sampler_of, tokenizer_place
 from .output import ending_of
 
 
@@ -44,7 +44,7 @@ def speed_sample(
     elif tokenizer is None or sampling.steps is not None or sampling.guidance is not None:
         raise UsageError("--model is missing (or give --tokenizer alone, without --steps and --guidance)")
     else:
-        timed = library.CodaTokenizer.from_pretrained(tokenizer)
+        timed = library.CodaTokenizer.from_pretrained(tokenizer_place(tokenizer))
     settings = replace(settings, seed=sampling.seed)
     run = RunOptions(device=placement.device, overwrite=overwrite)
     return ending_of(benchmarks.speed(timed, sampler, out, (), settings, run), out)

@@ -11,6 +11,7 @@ from coda.tokenizer.settings import RunOptions
 
 from ..cli.arguments import Without
 from .flags import Data, Out, Tokenizer
+from .model import tokenizer_place
 from .output import ending_of
 
 
@@ -27,4 +28,6 @@ def speed_tokenize(
     Examples:
         coda benchmark speed-tokenize --tokenizer runs/tokenizer --data photos --limit 5000
     """
-    return ending_of(benchmarks.tokenizing_speed(tokenizer, data, out, settings, run), out)
+    return ending_of(
+        benchmarks.tokenizing_speed(tokenizer_place(tokenizer_place(tokenizer)), data, out, settings, run), out
+    )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from ..cli.arguments import Help
 from .flags import Cache, Out, Overwrite, ShardSize, Tokenizer
+from .model import tokenizer_place
 
 
 def export_cache(
@@ -52,5 +53,7 @@ def import_cache(
     """
     from coda.tokenizer import import_npy
 
-    cache = import_npy(directory, tokenizer, out, shard_size=shard_size, overwrite=overwrite)
+    cache = import_npy(
+        directory, tokenizer_place(tokenizer_place(tokenizer)), out, shard_size=shard_size, overwrite=overwrite
+    )
     return f"Made a code cache of {cache.num_images:,} images in {cache.path}"

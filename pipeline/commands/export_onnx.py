@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .flags import Out, Overwrite, Tokenizer, TokenizerSize
+from .model import tokenizer_place
 from .output import new_directory
 
 
@@ -26,6 +27,6 @@ def export_onnx(
     from coda.tokenizer.onnx_export import export_onnx as export
 
     with new_directory(out, overwrite, mark=DESCRIPTION) as folder:
-        model = CodaTokenizer.from_pretrained(tokenizer)
+        model = CodaTokenizer.from_pretrained(tokenizer_place(tokenizer))
         export(model, folder, (size, size) if isinstance(size, int) else size)
     return f"Made {out / ENCODER} and {out / DECODER}"

@@ -23,7 +23,7 @@ Validation = Annotated[
     str | None, Help("Images to validate on, as --data; by default a share of the data is set aside.")
 ]
 Vae = Annotated[str, Help("The continuous VAE: a directory, a weights file of MAR's KL16 or of TAEF2, or a hub id.")]
-Tokenizer = Annotated[str, Help("Tokenizer directory or hub id.")]
+Tokenizer = Annotated[str, Help('Tokenizer directory or hub id, or "bundled".')]
 Cache = Annotated[Path, Help("Code cache that tokenize-dataset made.")]
 Out = Annotated[Path, Help("Output directory.")]
 Overwrite = Annotated[bool, Help("Replace the existing output.")]

@@ -52,6 +52,17 @@ def open_pipeline(source: ModelOptions, placement: Placement) -> CodaPipeline:
     return to_device(pipeline, placement)
 
 
+def tokenizer_place(given: str | None) -> str | Path:
+    """The directory or hub id of `--tokenizer`, which may be "bundled".
+
+    None is runs/tokenizer, or the bundled model's tokenizer as long as there is no runs/tokenizer.
+    """
+    from ..loading import bundled_model
+
+    given = given or (TOKENIZER if Path(TOKENIZER).exists() else "bundled")
+    return bundled_model() if given == "bundled" else given
+
+
 def load_whole_pipeline(model: str) -> CodaPipeline:
     """`CodaPipeline.from_pretrained` without diffusers' progress bar over four components."""
     from diffusers.utils import logging

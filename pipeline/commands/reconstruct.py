@@ -13,12 +13,16 @@ from coda.tokenizer.foundation.settings import Count, Unsplit
 from coda.tokenizer.settings import ImageOptions
 
 from ..cli.arguments import Help, Without
-from .flags import Out, Overwrite, Placement, Tokenizer, TokenizerSize
-from .model import to_device
+from .flags import Out, Overwrite, Placement, TokenizerSize
+from .model import to_device, tokenizer_place
 from .output import new_directory
 
 _OVERLAP = 64  # pixels over which neighboring tiles are blended, if they are large enough
 _KINDS = ("original", "reconstruction", "difference")
+OwnOrBundled = Annotated[
+    str | None,
+    Help("Tokenizer directory or hub id; by default runs/tokenizer, or the bundled model's if there is none."),
+]
 Images = Annotated[tuple[Path, ...], Unsplit, Help("Images; they are scaled and cropped.")]
 Levels = Annotated[Count | None, Help("Use only this many levels, the coarsest; by default all.")]
 Tile = Annotated[
@@ -29,7 +33,7 @@ Tile = Annotated[
 def reconstruct(
     images: Images,
     *,
-    tokenizer: Tokenizer = "runs/tokenizer",
+    tokenizer: OwnOrBundled = None,
     levels: Levels = None,
     size: TokenizerSize = None,
     tile: Tile = None,
@@ -51,8 +55,9 @@ def reconstruct(
 
     names = _file_names(images)
     made = []
+    place = tokenizer_place(tokenizer)
     with new_directory(out, overwrite, mark="reconstruction.json") as folder:
-        model = to_device(CodaTokenizer.from_pretrained(tokenizer), placement)
+        model = to_device(CodaTokenizer.from_pretrained(place), placement)
         if tile is not None:
             model.enable_tiling(tile, overlap=min(_OVERLAP, tile // 2 // model.vae.factor * model.vae.factor))
         for image, name in zip(images, names, strict=True):
@@ -64,7 +69,7 @@ def reconstruct(
             print(f"{shown(image)}: {found.describe()}", flush=True)
             figures = {key: getattr(found, key) for key in ("psnr", "tokens", "bits", "bits_per_pixel")}
             made.append({"image": str(image), "file": f"{name}.png", **figures})
-        described = {"tokenizer": tokenizer, "fingerprint": model.fingerprint, "levels": levels, "images": made}
+        described = {"tokenizer": str(place), "fingerprint": model.fingerprint, "levels": levels, "images": made}
         write_json(folder / "reconstruction.json", described)
     return f"Made {', '.join(str(out / f'{name}.png') for name in names)}"
 

@@ -68,9 +68,11 @@ def test_a_wrong_word_is_answered_in_one_line(word, says):
     assert "\n" not in str(error.value)
 
 
-def test_a_class_the_model_never_saw_is_refused_with_some_that_it_knows():
-    with pytest.raises(CodaError, match=r"never seen class 207.*knows 2 classes.*goldfish"):
+def test_a_class_the_model_never_saw_is_refused_with_those_that_it_knows():
+    with pytest.raises(CodaError, match=r"never seen class 207.*; it knows 1 goldfish, 2 great white shark$"):
         find_classes("golden retriever", seen=[1, 2])
+    with pytest.raises(CodaError, match=r"never seen class 207.*; it knows 100 classes, for example .*retriever"):
+        find_classes("golden retriever", seen=range(208, 308))
     assert find_classes("crane", seen=[134, 1]) == [134], "only one of the two cranes was seen"
 
 

@@ -203,7 +203,6 @@ def test_a_failed_run_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str
             "coda tokenize-dataset: there is no runs/tokenizer yet: coda adapt makes it",
         ),
         (["train-maskgit"], "coda train-maskgit: there is no runs/cache yet: coda tokenize-dataset makes it"),
-        (["reconstruct", "photo.jpg"], "coda reconstruct: there is no runs/tokenizer yet: coda adapt makes it"),
     ],
 )
 def test_a_stage_that_was_left_out_is_named(

@@ -1,0 +1,1 @@
+"""The model that ships with the package, in `model/`, and the recipe that made it, `train.py`."""
