@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .ablation import ablation
     from .features.extractors import Features, FigureNames, load_extractor
     from .generation import generation_metrics
+    from .judge_generator import judge_generator
     from .reconstruction import reconstruction_metrics
     from .reports.report import Figure, Report, Table
     from .timing.speed import speed
@@ -19,6 +20,7 @@ __all__ = lazy_package(
         ".ablation": ["ablation"],
         ".features.extractors": ["Features", "FigureNames", "load_extractor"],
         ".generation": ["generation_metrics"],
+        ".judge_generator": ["judge_generator"],
         ".reconstruction": ["reconstruction_metrics"],
         ".reports.report": ["Figure", "Report", "Table"],
         ".timing.speed": ["speed"],

@@ -63,6 +63,15 @@ class GenerationSettings(MeasureSettings):
 
 
 @dataclass(frozen=True)
+class JudgeSettings(MeasureSettings):
+    """Settings of `judge_generator`. Sample i has the seed `seed` + i."""
+
+    num_images: Count = setting(2000, "Number of samples, of all classes in turns.")
+    shown: Count = setting(16, "Number of samples that are shown beside their nearest training images.")
+    extractor: Extractor = setting("efficientnet_lite0", "Feature extractor; only this one finds the right classes.")
+
+
+@dataclass(frozen=True)
 class AblationSettings(ReconstructionSettings):
     """Settings of `ablation`."""
 

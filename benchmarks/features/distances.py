@@ -141,6 +141,12 @@ def precision_recall(generated: torch.Tensor, reference: torch.Tensor, seed: int
     return PrecisionRecall(found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL], how)
 
 
+def nearest_neighbors(features: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Euclidean distance of features (N, D) to the nearest of the reference (M, D), and its place: (N,) each."""
+    found = [torch.cdist(rows, reference).min(dim=1) for rows in features.split(_ROWS_AT_ONCE)]
+    return torch.cat([rows.values for rows in found]), torch.cat([rows.indices for rows in found])
+
+
 def classifier_score(logits: torch.Tensor, seed: int) -> Estimate:
     """Inception score (Salimans et al. 2016) of logits (N, classes), mean over ten splits (fewer for small N)."""
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric

@@ -29,6 +29,7 @@ COMMANDS = {
     "reconstruct": "reconstruct:reconstruct",
     "benchmark rfid": "benchmark_rfid:rfid",
     "benchmark gfid": "benchmark_gfid:gfid",
+    "benchmark judge": "benchmark_judge:judge",
     "benchmark ablation": "benchmark_ablation:ablation",
     "benchmark speed": "benchmark_speed:speed",
     "benchmark speed-tokenize": "benchmark_speed_tokenize:speed_tokenize",

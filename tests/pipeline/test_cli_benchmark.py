@@ -51,6 +51,18 @@ def test_gfid_measures_what_sample_made(saved: Path, capsys: pytest.CaptureFixtu
     assert "samples.json" in capsys.readouterr().err
 
 
+def test_judge_leaves_out_what_the_model_does_not_know(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = ["cats", "dogs", "golden fish"]
+    words = ["benchmark", "judge", "--model", str(saved / "pipeline"), "--num-images", "6", "--out", "j"]
+    assert main([*words, "--data", folders("learned", "birds", *known), "--validation", folders("unseen", *known)]) == 0
+    table = report("j")["tables"][0]
+    assert [row[1] for row in table["rows"]] == [6, 6, 6, 6, 6]
+    assert "classes 0" not in capsys.readouterr().err and Path("j/nearest.png").exists()
+    words[-1] = "refused"
+    assert main([*words, "--data", "learned", "--validation", folders("few", "cats")]) == 1
+    assert "few has no image of class 1 dogs" in capsys.readouterr().err
+
+
 def test_speed_of_each_part(saved: Path) -> None:
     tokenizer, fast = ["--tokenizer", str(saved / "tokenizer")], ["--repeats", "1", "--out"]
     data, model = folders("d", "a", "b"), str(saved / "pipeline")
