@@ -7,7 +7,7 @@ from coda.tokenizer.foundation.lazy import lazy_package
 if TYPE_CHECKING:
     from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 
-    from .presets import PRESETS, Preset
+    from .presets import PRESETS
     from .sampling import SamplingStep, sample_codes
     from .scheduler import MaskGitScheduler
     from .train_maskgit import train_maskgit
@@ -18,7 +18,7 @@ __all__ = lazy_package(
     {
         # diffusers looks for the mixins in the package that model_index.json names for a component.
         "diffusers": ["ConfigMixin", "ModelMixin", "SchedulerMixin"],
-        ".presets": ["PRESETS", "Preset"],
+        ".presets": ["PRESETS"],
         ".sampling": ["SamplingStep", "sample_codes"],
         ".scheduler": ["MaskGitScheduler"],
         ".train_maskgit": ["train_maskgit"],

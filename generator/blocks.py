@@ -106,8 +106,9 @@ def modulated_norm(hidden: torch.Tensor, shift: torch.Tensor, scale: torch.Tenso
 class Block(nn.Module):
     """Attention within the level, then the MLP; both modulated by class and level."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, modulation_rank: int) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int, modulation_rank: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout  # of what attention and MLP add
         self.attention = Attention(width, heads)
         self.mlp = SwiGLU(width, mlp_width)
         self.modulation = Modulation(width, modulation_rank, parts=6)
@@ -124,8 +125,10 @@ class Block(nn.Module):
             level_of_cell: (N,) index of the cell's level among the V packed ones.
         """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition, level_of_cell)
-        hidden = hidden + gate_a * self.attention(modulated_norm(hidden, shift_a, scale_a), cells)
-        return hidden + gate_m * self.mlp(modulated_norm(hidden, shift_m, scale_m))
+        attended = self.attention(modulated_norm(hidden, shift_a, scale_a), cells)
+        hidden = hidden + gate_a * F.dropout(attended, self.dropout, self.training)
+        transformed = self.mlp(modulated_norm(hidden, shift_m, scale_m))
+        return hidden + gate_m * F.dropout(transformed, self.dropout, self.training)
 
 
 def position_features(grid: Grid) -> torch.Tensor:

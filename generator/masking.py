@@ -56,6 +56,7 @@ def draw_training(
     mask_schedule: str = "cosine",
     corruption: float = 0.0,
     class_dropout: float = 0.0,
+    mask_all: float = 0.0,
 ) -> TrainingDraw:
     """Draw the random choices of a training step; the same generator state gives the same draw on any machine.
 
@@ -67,9 +68,15 @@ def draw_training(
         corruption: Largest share of an image's codes that are corrupted; each image draws its share uniformly below
             it, so that clean prefixes occur too.
         class_dropout: Probability that an image's class is dropped.
+        mask_all: Probability that a level of an image is masked whole, as in the first step of sampling it.
     """
     noise = torch.rand(batch_size, layout.num_tokens, generator=generator)
     ratios = mask_ratio(torch.rand(batch_size, layout.num_levels, generator=generator), mask_schedule)
+    share = corruption * torch.rand(batch_size, 1, generator=generator)
+    corrupted = torch.rand(batch_size, layout.num_tokens, generator=generator) < share
+    source_images = torch.randperm(batch_size, generator=generator)
+    unconditional = torch.rand(batch_size, generator=generator) < class_dropout
+    ratios[torch.rand(ratios.shape, generator=generator) < mask_all] = 1.0
     masked, mean_masked = [], []
     for level, grid in enumerate(layout.split(noise)):
         ranks = grid.flatten(1).argsort(dim=1).argsort(dim=1)
@@ -77,10 +84,6 @@ def draw_training(
         count = (ratios[:, level : level + 1] * cells).ceil().clamp(1, cells)
         masked.append(ranks < count)
         mean_masked.append(masked[-1].sum() / batch_size)
-    share = corruption * torch.rand(batch_size, 1, generator=generator)
-    corrupted = torch.rand(batch_size, layout.num_tokens, generator=generator) < share
-    source_images = torch.randperm(batch_size, generator=generator)
-    unconditional = torch.rand(batch_size, generator=generator) < class_dropout
     return TrainingDraw(torch.cat(masked, dim=1), corrupted, source_images, unconditional, torch.stack(mean_masked))
 
 

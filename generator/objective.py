@@ -5,12 +5,14 @@ B images · T cells of all levels · M masked cells · L levels · K codes · D 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from coda.tokenizer.layout import CodeLayout
 from coda.tokenizer.quantizer.resampling import prefix_latents
 
 from .masking import TrainingDraw
@@ -19,12 +21,32 @@ from .transformer import MaskGitTransformer
 LOGITS_AT_ONCE = 1 << 23  # rows × K of one chunk: 32 MiB in float32
 
 
+def level_weights(law: str, layout: CodeLayout) -> tuple[float, ...]:
+    """Weight of each level's mean loss; they sum to 1.
+
+    Args:
+        law: "equal"; "sqrt", by the square root of a level's cells; "tokens", by its cells, as in VAR; "lognormal", a
+            bell over the logarithm of the side around the middle, for a difficulty that HMAR (arXiv 2506.04421) finds
+            to have that form.
+        layout: Layout of the codes.
+    """
+    sides = [math.sqrt(h * w) for h, w in layout.sides]
+    middle = math.sqrt(sides[0] * sides[-1])
+    weights = {
+        "equal": [1.0 for _ in sides],
+        "sqrt": sides,
+        "tokens": [side**2 for side in sides],
+        "lognormal": [math.exp(-(math.log(side / middle) ** 2) / 2) for side in sides],
+    }[law]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
 @dataclass(frozen=True)
 class ObjectiveOutput:
     """Loss of one batch.
 
     Attributes:
-        loss: Scalar with gradient: the mean of `level_losses`.
+        loss: Scalar with gradient: the weighted mean of `level_losses`, with label smoothing.
         level_losses: (L,) mean cross-entropy (nats) at the masked cells of each level, without gradient. Those of a
             process's share of the batch are relative to the cells of the whole, so that their mean over the processes
             is that of the batch.
@@ -35,11 +57,19 @@ class ObjectiveOutput:
 
 
 class MaskedCodeObjective(nn.Module):
-    """The transformer with its loss as one module, so that processes average all gradients."""
+    """The transformer with its loss as one module, so that processes average all gradients.
 
-    def __init__(self, transformer: MaskGitTransformer) -> None:
+    Args:
+        transformer: What is trained.
+        weights: Law of `level_weights`.
+        label_smoothing: Share of the target that is spread over all codes.
+    """
+
+    def __init__(self, transformer: MaskGitTransformer, weights: str = "equal", label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.transformer = transformer
+        self.level_weights = level_weights(weights, transformer.layout)
+        self.label_smoothing = label_smoothing
 
     def forward(
         self, codes: torch.Tensor, labels: torch.Tensor, draw: TrainingDraw, batch_codes: torch.Tensor | None = None
@@ -66,9 +96,13 @@ class MaskedCodeObjective(nn.Module):
         masked_per_level = draw.mean_masked * len(codes)  # (L,)
         level_of_cell = torch.cat([codes.new_full((n,), level) for level, n in enumerate(cells_per_level)])
         level_of_row = level_of_cell.expand_as(codes)[draw.masked]  # (M,)
-        row_weights = (1 / (layout.num_levels * masked_per_level))[level_of_row]
+        row_weights = (masked_per_level.new_tensor(self.level_weights) / masked_per_level)[level_of_row]
         loss, row_losses = chunked_cross_entropy(
-            features[draw.masked], model.code_embedding.weight, codes[draw.masked], row_weights
+            features[draw.masked],
+            model.code_embedding.weight,
+            codes[draw.masked],
+            row_weights,
+            label_smoothing=self.label_smoothing,
         )
         sums = torch.zeros_like(masked_per_level).index_add_(0, level_of_row, row_losses)
         return ObjectiveOutput(loss, sums / masked_per_level)
@@ -80,6 +114,7 @@ def chunked_cross_entropy(
     targets: torch.Tensor,
     weights: torch.Tensor,
     logits_at_once: int = LOGITS_AT_ONCE,
+    label_smoothing: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted cross-entropy of a linear head that never holds all logits.
 
@@ -93,11 +128,13 @@ def chunked_cross_entropy(
         targets: (M,) int64 in [0, K).
         weights: (M,) float32, weight of each row, without gradient.
         logits_at_once: Rows × K of one chunk.
+        label_smoothing: Share ε of the target that is spread over all codes, as in `torch.nn.CrossEntropyLoss`.
 
     Returns:
-        Σ weight · cross-entropy, a float32 scalar; and the cross-entropy of each row, (M,), without gradient.
+        Σ weight · cross-entropy with smoothed targets, a float32 scalar; and the cross-entropy of each row without
+        smoothing, (M,), without gradient.
     """
-    loss, rows = _ChunkedCrossEntropy.apply(features, head, targets, weights, logits_at_once)
+    loss, rows = _ChunkedCrossEntropy.apply(features, head, targets, weights, logits_at_once, label_smoothing)
     return loss, rows
 
 
@@ -112,6 +149,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         weights: torch.Tensor,
         logits_at_once: int,
+        label_smoothing: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The losses, and the gradients for `backward` if any are needed."""
         differentiable = any(ctx.needs_input_grad[:2])
@@ -119,6 +157,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
         rows = max(1, logits_at_once // len(head))
         losses = torch.empty(len(targets), dtype=torch.float32, device=features.device)
+        smoothed = torch.empty_like(losses)
         d_features = torch.empty_like(features) if differentiable else None
         d_head = torch.zeros_like(head, dtype=torch.float32) if differentiable else None
         with torch.autocast(kind, enabled=False):
@@ -129,18 +168,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits = (x @ table.mT).float()  # (r, K)
                 log_sum = logits.logsumexp(dim=1, keepdim=True)
                 losses[part] = (log_sum - logits.gather(1, target))[:, 0]
+                smoothed[part] = losses[part]
+                if label_smoothing:  # (1 − ε) · -log p + ε · the mean of -log p over the codes
+                    smoothed[part] += label_smoothing * (log_sum[:, 0] - logits.mean(dim=1) - losses[part])
                 if d_features is not None and d_head is not None:
-                    d_logits = logits.sub_(log_sum).clamp_(min=-80).exp_().mul_(weight)
-                    d_logits = d_logits.scatter_add_(1, target, -weight).to(dtype)
+                    d_logits = logits.sub_(log_sum).clamp_(min=-80).exp_()
+                    if label_smoothing:
+                        d_logits -= label_smoothing / len(head)
+                    d_logits = d_logits.mul_(weight).scatter_add_(1, target, (label_smoothing - 1) * weight).to(dtype)
                     d_features[part] = (d_logits @ table).to(features.dtype)
                     d_head += d_logits.mT @ x
         ctx.save_for_backward(d_features, d_head)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(losses)
-        return (losses * weights).sum(), losses
+        return (smoothed * weights).sum(), losses
 
     @staticmethod
     def backward(ctx: Any, *grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients that `forward` computed."""
         d_features, d_head = ctx.saved_tensors
-        return d_features * grad[0], (d_head * grad[0]).to(ctx.head_dtype), None, None, None
+        return d_features * grad[0], (d_head * grad[0]).to(ctx.head_dtype), None, None, None, None

@@ -8,43 +8,83 @@ from typing import Annotated, Literal
 from coda.tokenizer.foundation.settings import (
     Choices,
     Count,
+    Derived,
     Fraction,
     Natural,
     Positive,
     Range,
     Seed,
     Settings,
+    Weight,
     setting,
 )
 
-from .presets import PRESETS
+from .presets import PRESETS, resolve_preset
 
 MaskLaw = Literal["cosine", "arccos", "linear"]
 
 
 @dataclass(frozen=True)
 class MaskGitSettings(Settings):
-    """Settings of `train_maskgit` that change its result."""
+    """Settings of `train_maskgit` that change its result; what is left out has been filled in from the preset."""
 
-    preset: Annotated[str, Choices(tuple(PRESETS))] = setting("small", "Size of the transformer.")
-    hidden_size: Count | None = setting(None, "Hidden size; by default the preset's.")
-    depth: Count | None = setting(None, "Number of blocks; by default the preset's.")
-    num_heads: Count | None = setting(None, "Number of attention heads; by default the preset's.")
-    steps: Count = setting(10_000, "Optimizer steps.")
-    batch_size: Count = setting(64, "Images per step, over all processes.")
-    lr: Positive = setting(5e-4, "Peak learning rate.")
+    preset: Annotated[str, Choices(tuple(PRESETS))] = setting(
+        "small", "Size of the transformer, and defaults for some of the flags below."
+    )
+    hidden_size: Annotated[Count, Derived] = setting(None, "Hidden size; by default the preset's.")
+    depth: Annotated[Count, Derived] = setting(None, "Number of blocks; by default the preset's.")
+    num_heads: Annotated[Count, Derived] = setting(None, "Number of attention heads; by default the preset's.")
+    dropout: Annotated[float, Range(0, 0.9)] = setting(
+        0.0, "Dropout in the blocks; 0.1 to 0.25 for some 10,000 images and many epochs."
+    )
+    steps: Annotated[Count, Derived] = setting(None, "Optimizer steps; by default 10,000, or the preset's.")
+    batch_size: Annotated[Count, Derived] = setting(
+        None, "Images per step, over all processes; by default 64, or the preset's."
+    )
+    accumulation: Count = setting(
+        1, "Parts of a batch whose gradients are computed one after the other, to save memory."
+    )
+    lr: Annotated[Positive, Derived] = setting(None, "Peak learning rate; by default the preset's.")
     lr_decay: Literal["cosine", "constant"] = setting("cosine", "Learning rate after the warm-up.")
-    warmup: Natural | None = setting(
+    warmup: Annotated[Natural, Derived] = setting(
         None, "Steps of linear warm-up; by default a twentieth of the steps, at most 1,000."
     )
+    weight_decay: Weight = setting(0.03, "Weight decay of matrices other than embeddings.")
     class_dropout: Fraction = setting(0.1, "Probability of dropping the class, for classifier-free guidance.")
     corruption: Fraction = setting(
         0.2, "Largest share of an image's codes that are replaced at random before the prefix latent is computed."
     )
     mask_law: MaskLaw = setting("cosine", "Schedule of the mask ratio; sampling uses the same.")
-    ema_decay: Fraction = setting(0.9995, "EMA decay. The averaged weights are saved.")
+    mask_all: Fraction = setting(
+        0.0, "Probability of masking a level whole, as sampling finds it; for few sampling steps."
+    )
+    level_weights: Literal["equal", "sqrt", "tokens", "lognormal"] = setting(
+        "equal", "Weight of a level's loss: equal, by its cells (tokens) or their root, or a bell over the levels."
+    )
+    label_smoothing: Fraction = setting(0.0, "Share of the target that is spread over all codes.")
+    ema_decay: Annotated[Fraction, Derived] = setting(
+        None, "EMA decay; by default the preset's. The averaged weights are saved."
+    )
+    ema_half_life: Positive | None = setting(None, "Half-life of the EMA in images, instead of the decay.")
+    validation_share: Fraction = setting(
+        0.02, "Share of the images, at most about 1,000, that is not trained on but validated on; 0 for none."
+    )
+    validate_every: Count | None = setting(None, "Steps between validations; by default about ten in a run.")
+    keep: Literal["last", "best"] = setting(
+        "last", "Which averaged weights are saved: the last, or those with the best validation loss."
+    )
     gradient_checkpointing: bool = setting(False, "Recompute activations: less memory for a third more work.")
     seed: Seed = setting(0, "Seed for all randomness.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = ("hidden_size", "depth", "num_heads", "steps", "batch_size", "lr", "ema_decay")
+        values = resolve_preset(self.preset, **{name: getattr(self, name) for name in names})
+        values["warmup"] = min(1_000, values["steps"] // 20) if self.warmup is None else self.warmup
+        if self.ema_half_life is not None:
+            values["ema_decay"] = 0.5 ** (values["batch_size"] / self.ema_half_life)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

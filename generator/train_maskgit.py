@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from coda.tokenizer.code_cache import CodeCache, ShuffledBatches
 from coda.tokenizer.fingerprint import saved_fingerprint
@@ -16,7 +19,7 @@ from coda.tokenizer.foundation.distributed import gather_over_processes, mean_ov
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.launcher import check_batch_size, rank_and_world_size
 from coda.tokenizer.foundation.progress import progress
-from coda.tokenizer.foundation.seeding import derived_seed, step_generator
+from coda.tokenizer.foundation.seeding import derived_seed, forked_random_state, step_generator
 from coda.tokenizer.foundation.worker_processes import load_ahead
 from coda.tokenizer.settings import RunOptions
 from coda.tokenizer.training.monitoring import Monitor
@@ -26,17 +29,19 @@ from coda.tokenizer.training.optimization import (
     learning_rate,
     open_run_directory,
     start_accelerator,
+    synchronize_gradients,
 )
 from coda.tokenizer.training.run_directory import RunDirectory
 
-from .masking import draw_training
-from .objective import MaskedCodeObjective
-from .presets import resolve_preset
+from .masking import TrainingDraw, draw_training
+from .objective import MaskedCodeObjective, ObjectiveOutput
 from .scheduler import MaskGitScheduler
 from .settings import MaskGitSettings
 from .transformer import MaskGitTransformer
+from .validation import CodeValidation, describe_best, lowest_loss, validation_of
 
 _CHECKPOINT_EVERY = 500  # steps
+_BEST = "best."  # begins the names of the best average's weights in a checkpoint
 _NOT_COMPARED = ("preset", "gradient_checkpointing")  # they leave the result as it is, once the sizes are known
 
 
@@ -46,6 +51,7 @@ def train_maskgit(
     settings: MaskGitSettings = MaskGitSettings(),
     run: RunOptions = RunOptions(),
     tokenizer: str | Path | None = None,
+    validation: str | Path | CodeCache | None = None,
 ) -> Path:
     """Train a generator on the codes of a cache. Rerun the same call to resume an interrupted run.
 
@@ -56,6 +62,7 @@ def train_maskgit(
         run: Device, precision, workers, checkpoints. A resumed run ends with the same bytes as an uninterrupted one.
         tokenizer: Directory of the tokenizer that will decode the samples. The codes must come from it; only its
             fingerprint is read. None skips the check.
+        validation: Another cache of the same tokenizer to validate on; then no image of `cache` is held out.
 
     Returns:
         `out`.
@@ -64,83 +71,122 @@ def train_maskgit(
         CodaError: If settings do not fit together, the cache is damaged or does not fit, or `out` cannot be used.
     """
     accelerator = start_accelerator(run.device, run.dtype)
-    check_batch_size(settings.batch_size)
+    check_batch_size(settings.batch_size, settings.accumulation)
     cache = cache if isinstance(cache, CodeCache) else CodeCache(cache)
     if tokenizer is not None and (wanted := saved_fingerprint(tokenizer)) != cache.tokenizer_fingerprint:
         raise CodaError(
             f"{cache.path} holds codes of the tokenizer {cache.tokenizer_fingerprint}, not of {tokenizer}, which is "
             f"{wanted}: tokenize the data set with it, or give another cache"
         )
-    settings = replace(
-        settings,
-        **asdict(resolve_preset(settings.preset, settings.hidden_size, settings.depth, settings.num_heads)),
-        warmup=min(1_000, settings.steps // 20) if settings.warmup is None else settings.warmup,
-    )
     record = {name: value for name, value in asdict(settings).items() if name not in _NOT_COMPARED}
-    manifest = json.dumps(cache.manifest, sort_keys=True).encode()
-    record |= {"tokenizer": cache.tokenizer_fingerprint, "cache": hashlib.sha256(manifest).hexdigest()}
+    record |= {"tokenizer": cache.tokenizer_fingerprint, "cache": _digest(cache)}
+    if validation is not None:
+        validation = validation if isinstance(validation, CodeCache) else CodeCache(validation)
+        record["validation"] = _digest(validation)
+    samples, held_out = validation_of(cache, validation, settings)
     directory = open_run_directory(accelerator, out, "generator", record, run.overwrite)
     if not directory.complete:
-        _train(_new_transformer(cache, settings), cache, directory, settings, run, accelerator)
+        _train(_new_transformer(cache, settings), cache, samples, held_out, directory, settings, run, accelerator)
     return directory.path
+
+
+def _digest(cache: CodeCache) -> str:
+    """What a cache holds, as a hash of its manifest."""
+    return hashlib.sha256(json.dumps(cache.manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _train(
     transformer: MaskGitTransformer,
     cache: CodeCache,
+    samples: torch.Tensor,
+    held_out: CodeValidation,
     directory: RunDirectory,
     settings: MaskGitSettings,
     run: RunOptions,
     accelerator: Accelerator,
 ) -> None:
     """The training loop, from the newest checkpoint to the finished directory."""
-    assert settings.warmup is not None
-    objective = accelerator.prepare(MaskedCodeObjective(transformer).train())
-    fused = accelerator.device.type in ("cpu", "cuda")
+    device = accelerator.device
+    objective = MaskedCodeObjective(transformer, settings.level_weights, settings.label_smoothing).train()
+    model = accelerator.prepare(objective)
+    fused = device.type in ("cpu", "cuda")
     optimizer = OptimizerWithEMA(
-        transformer, betas=(0.9, 0.96), ema_decay=settings.ema_decay, weight_decay=0.03, fused=fused
+        transformer, (0.9, 0.96), settings.ema_decay, weight_decay=settings.weight_decay, fused=fused
     )
     start, checkpoint_every = 0, run.checkpoint_every or _CHECKPOINT_EVERY
+    best: dict[str, torch.Tensor] = {}
     if (checkpoint := directory.latest()) is not None:
         start = checkpoint.step
         optimizer.load_state_tensors("generator", checkpoint.tensors, updates=start)
-    what = f"{settings.batch_size} of the codes of {cache.num_images:,} images a step"
-    monitor = Monitor("Training the generator", accelerator, directory, settings.steps, run, checkpoint, what=what)
-    monitor.begin()
+        best = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(_BEST)}
+    monitor = Monitor("Training the generator", accelerator, directory, settings.steps, run, checkpoint, held_out)
 
+    def losses(batches: Iterable[tuple[torch.Tensor, torch.Tensor, TrainingDraw]]) -> list[torch.Tensor]:
+        with optimizer.averaged(), accelerator.autocast():
+            objective.eval()
+            found = [objective(*batch).level_losses for batch in batches]
+            objective.train()
+        return found
+
+    monitor.begin(losses)
+    lowest = lowest_loss(directory.read_log())
     process, processes = rank_and_world_size()
     local = settings.batch_size // processes
-    batches = ShuffledBatches(cache, settings.batch_size, settings.seed, (process, processes))
-    with progress("Training the generator", total=settings.steps, completed=start) as bar:
+    batches = ShuffledBatches(cache, settings.batch_size, settings.seed, (process, processes), samples)
+    with progress("Training the generator", total=settings.steps, completed=start) as bar, forked_random_state(device):
         for step, (codes, labels) in enumerate(load_ahead(batches, range(start, settings.steps), run.workers), start):
             lr = learning_rate(step, settings.steps, settings.lr, settings.warmup, decay=settings.lr_decay, floor=0.01)
-            generator = step_generator(settings.seed, step)
             draw = draw_training(
-                cache.layout, settings.batch_size, generator,
-                settings.mask_law, settings.corruption, settings.class_dropout,
+                cache.layout, settings.batch_size, step_generator(settings.seed, step),
+                settings.mask_law, settings.corruption, settings.class_dropout, settings.mask_all,
             )  # fmt: skip
-            draw = draw.rows(process * local, (process + 1) * local).to(accelerator.device)
-
-            codes = codes.to(accelerator.device)
-            output = objective(codes, labels.to(accelerator.device), draw, gather_over_processes(codes))
-            accelerator.backward(output.loss)
+            draw = draw.rows(process * local, (process + 1) * local).to(device)
+            if settings.dropout:
+                torch.manual_seed(derived_seed("dropout", settings.seed, step, process))
+            codes, labels = codes.to(device), labels.to(device)
+            loss, level_losses = _accumulate(model, accelerator, codes, labels, draw, settings.accumulation)
             gradient = optimizer.step(lr)
 
             done = step + 1
             bar.advance()
             if monitor.is_due(done):
-                figures = check_finite(done, loss=output.loss, gradient=gradient)
-                level_losses = mean_over_processes(output.level_losses)
-                bar.advance(0, loss=figures["loss"])
-                figures |= {f"loss_level_{i}": loss for i, loss in enumerate(level_losses.tolist())}
+                figures = check_finite(done, loss=loss, gradient=gradient)
+                means = mean_over_processes(level_losses).tolist()
+                figures |= {f"loss_level_{i}": mean for i, mean in enumerate(means)} | monitor.look(done, losses)
+                bar.advance(0, loss=figures["loss"], **monitor.shown)
                 monitor.log(done, **figures, lr=lr)
+                if settings.keep == "best" and figures.get("validation_loss", math.inf) < lowest:
+                    lowest = figures["validation_loss"]
+                    best = {_BEST + name: average.cpu().clone() for name, average in optimizer.average().items()}
             if done % checkpoint_every == 0 and done < settings.steps:
-                directory.save(done, optimizer.state_tensors("generator"))
+                directory.save(done, optimizer.state_tensors("generator") | best)
 
-    monitor.finish()
+    monitor.finish(describe_best(directory.read_log(), cache.layout, settings.keep))
     optimizer.use_average()
+    transformer.load_state_dict({name.removeprefix(_BEST): weight for name, weight in best.items()}, strict=False)
     directory.finish(lambda folder: _write(folder, transformer, settings.mask_law))
     accelerator.wait_for_everyone()
+
+
+def _accumulate(
+    model: nn.Module,
+    accelerator: Accelerator,
+    codes: torch.Tensor,
+    labels: torch.Tensor,
+    draw: TrainingDraw,
+    parts: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of a process's share of a batch, in equal parts: loss and losses per level, without gradient."""
+    everyone, size = gather_over_processes(codes), len(codes) // parts
+    found = []
+    for part in range(parts):
+        synchronize_gradients(model, part == parts - 1)
+        first, last = part * size, (part + 1) * size
+        output: ObjectiveOutput = model(codes[first:last], labels[first:last], draw.rows(first, last), everyone)
+        accelerator.backward(output.loss / parts)
+        found.append((output.loss.detach(), output.level_losses))
+    loss, level_losses = (torch.stack(values).mean(dim=0) for values in zip(*found, strict=True))
+    return loss, level_losses
 
 
 def _new_transformer(cache: CodeCache, settings: MaskGitSettings) -> MaskGitTransformer:
@@ -156,6 +202,7 @@ def _new_transformer(cache: CodeCache, settings: MaskGitSettings) -> MaskGitTran
             hidden_size=settings.hidden_size,
             depth=settings.depth,
             num_heads=settings.num_heads,
+            dropout=settings.dropout,
             class_labels=seen,
             class_names=cache.class_names,
             tokenizer_fingerprint=cache.tokenizer_fingerprint,

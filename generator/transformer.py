@@ -64,6 +64,7 @@ class MaskGitTransformer(StrictModel, AttentionMixin):  # type: ignore[misc]  # 
         class_labels: Classes in the training data; None for all.
         class_names: Name of each class, if they are known.
         tokenizer_fingerprint: Fingerprint of the tokenizer that made the codes.
+        dropout: Dropout in the blocks while training.
 
     Raises:
         CodaError: If a size is out of bounds; nothing has been allocated then.
@@ -90,6 +91,7 @@ class MaskGitTransformer(StrictModel, AttentionMixin):  # type: ignore[misc]  # 
         class_labels: list[int] | None = None,
         class_names: list[str] | None = None,
         tokenizer_fingerprint: str | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.layout = CodeLayout(sides, codebook_size)
@@ -99,6 +101,7 @@ class MaskGitTransformer(StrictModel, AttentionMixin):  # type: ignore[misc]  # 
         check_integer("depth", depth, 1, _MOST_LAYERS)
         check_integer("num_heads", num_heads, 1, hidden_size)
         check_number("mlp_ratio", mlp_ratio, positive=True)
+        check_number("dropout", dropout, low=0)
         rank = max(8, hidden_size // 8) if modulation_rank is None else modulation_rank
         check_integer("modulation_rank", rank, 1, _LARGEST_SIZE)
         mlp_width = check_integer("mlp width", max(8, round(hidden_size * mlp_ratio / 8) * 8), 8, 64 * _LARGEST_SIZE)
@@ -120,7 +123,7 @@ class MaskGitTransformer(StrictModel, AttentionMixin):  # type: ignore[misc]  # 
         self.class_embedding = nn.Embedding(num_classes + 1, hidden_size)
         self.prefix_projection = nn.Linear(latent_channels, hidden_size, bias=False)
         self.position_projection = nn.Linear(POSITION_FEATURES, hidden_size, bias=False)
-        self.blocks = nn.ModuleList(Block(hidden_size, num_heads, mlp_width, rank) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(hidden_size, num_heads, mlp_width, rank, dropout) for _ in range(depth))
         self.modulation_out = Modulation(hidden_size, rank, parts=2)
         self.register_buffer("value_table", torch.zeros(codebook_size, latent_channels))
         positions = torch.cat([position_features(side) for side in self.layout.sides])

@@ -19,6 +19,7 @@ from typing import Any
 
 from coda.tokenizer.foundation.errors import CodaError, shown
 from coda.tokenizer.foundation.launcher import is_main_process
+from coda.tokenizer.foundation.settings import Settings
 
 from ..commands import COMMANDS, GROUPS, load_command
 from .arguments import COMMON, Argument, UsageError, arguments_of, convert, fire_words, nearest, parameters, resolve
@@ -141,6 +142,8 @@ def call_through_fire(name: str, command: Callable[..., str | None], words: Sequ
         values = resolve(given, arguments, read_config(config) if config else {})
         chosen = parameters(values, arguments)
         if dry_run:
+            for group in chosen.values():
+                values |= vars(group) if isinstance(group, Settings) else {}
             return json.dumps(settings_to_json(values, arguments), indent=2, ensure_ascii=False)
         _check_earlier_stage(arguments, values)
         line = command(**chosen)

@@ -21,12 +21,17 @@ DecodedBy = Annotated[
     ),
 ]
 
+HeldOutCache = Annotated[
+    Path | None, Help("Another cache of the same tokenizer to validate on; then none of the images is held out.")
+]
+
 
 def train_maskgit(
     *,
     cache: Cache = Path("runs/cache"),
     out: Out = Path("runs/generator"),
     tokenizer: DecodedBy = None,
+    validation_cache: HeldOutCache = None,
     settings: MaskGitSettings,
     run: Annotated[RunOptions, Without("strict")],
 ) -> str:
@@ -41,4 +46,4 @@ def train_maskgit(
     """
     if tokenizer is None and cache == Path("runs/cache") and Path(TOKENIZER, "coda_tokenizer.json").is_file():
         tokenizer = TOKENIZER
-    return f"Made a generator in {generator.train_maskgit(cache, out, settings, run, tokenizer)}"
+    return f"Made a generator in {generator.train_maskgit(cache, out, settings, run, tokenizer, validation_cache)}"

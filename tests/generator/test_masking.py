@@ -14,6 +14,15 @@ def draw(seed=0, batch=64, **settings):
     return draw_training(LAYOUT, batch, torch.Generator().manual_seed(seed), **settings)
 
 
+def test_levels_are_masked_whole_as_often_as_asked():
+    plain, always, half = (draw(batch=512, mask_all=share) for share in (0.0, 1.0, 0.5))
+    assert always.masked.all() and not plain.masked.all()
+    for level, (found, before) in enumerate(zip(LAYOUT.split(half.masked), LAYOUT.split(plain.masked), strict=True)):
+        whole = found.flatten(1).all(dim=1)
+        assert torch.equal(found[~whole], before[~whole])  # all else is drawn as before
+        assert level == 0 or 0.45 < whole.float().mean() < 0.8
+
+
 def test_every_level_draws_its_own_ratio_and_masks_at_least_one_cell():
     levels = [level.flatten(1).float() for level in LAYOUT.split(draw(batch=512).masked)]
     assert min(level.sum(1).min() for level in levels) >= 1

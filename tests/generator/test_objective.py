@@ -42,14 +42,16 @@ def all_masked(layout, **changed):
 
 
 @pytest.mark.parametrize("rows", [1, 7, 50, 64])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_chunks_equal_the_dense_loss(rows, dtype):
+@pytest.mark.parametrize(("dtype", "smoothing"), [(torch.float32, 0.0), (torch.float64, 0.0), (torch.float32, 0.3)])
+def test_chunks_equal_the_dense_loss(rows, dtype, smoothing):
     features = torch.randn(50, 8, dtype=dtype, requires_grad=True)
     head = torch.randn(K, 8, dtype=dtype, requires_grad=True)
     targets, weights = torch.randint(0, K, (50,)), torch.rand(50)
     dense = F.cross_entropy(features @ head.T, targets, reduction="none")
-    expected = torch.autograd.grad((dense * weights).sum() * 3, (features, head))
-    loss, each = chunked_cross_entropy(features, head, targets, weights, logits_at_once=rows * K)
+    smoothed = F.cross_entropy(features @ head.T, targets, reduction="none", label_smoothing=smoothing)
+    expected = torch.autograd.grad((smoothed * weights).sum() * 3, (features, head))
+    loss, each = chunked_cross_entropy(features, head, targets, weights, rows * K, smoothing)
+    torch.testing.assert_close(loss.double(), (smoothed * weights).sum().double(), atol=1e-4, rtol=1e-5)
     gradients = torch.autograd.grad(loss * 3, (features, head))
     torch.testing.assert_close(each, dense.float(), atol=1e-5, rtol=1e-5)
     for ours, theirs in zip(gradients, expected, strict=True):
@@ -90,6 +92,21 @@ def test_the_loss_is_the_mean_over_levels_at_masked_cells(model, batch):
     torch.testing.assert_close(cost.level_losses, torch.stack(levels).detach())
     torch.testing.assert_close(cost.loss, torch.stack(levels).mean())
     assert not cost.level_losses.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("law", "weights"), [("equal", [1, 1, 1]), ("sqrt", [1, 2, 3]), ("tokens", [1, 4, 9]), ("lognormal", None)]
+)
+@torch.no_grad()
+def test_levels_are_weighed_by_law(model, batch, law, weights):
+    objective = MaskedCodeObjective(model, law)
+    cost = objective(*batch)
+    shares = torch.tensor(objective.level_weights)
+    if weights is None:
+        assert shares[1] > max(shares[0], shares[2])
+    else:
+        torch.testing.assert_close(shares, torch.tensor(weights) / sum(weights))
+    torch.testing.assert_close(cost.loss, (shares * cost.level_losses).sum())
 
 
 @torch.no_grad()

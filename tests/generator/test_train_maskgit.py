@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from coda.generator import MaskGitScheduler, MaskGitTransformer, train_maskgit
 from coda.generator.settings import MaskGitSettings
+from coda.generator.validation import split_samples, validation_of
 from coda.tokenizer.code_cache import CodeCache
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.settings import RunOptions
@@ -93,6 +94,60 @@ def test_a_resumed_run_ends_with_the_same_bytes(cache, plain, tmp_path, content,
     assert content(train_maskgit(cache, tmp_path / "cut", quick(), run)) == content(plain)
 
 
+@pytest.fixture(scope="module")
+def best(cache, tmp_path_factory):
+    """A generator that overfits, of which the best average is kept."""
+    settings = dict(keep="best", validation_share=0.8, validate_every=2, dropout=0.2, lr=3e-2, ema_decay=0.5, steps=24)
+    return train_maskgit(cache, tmp_path_factory.mktemp("best") / "generator", quick(**settings), CPU)
+
+
+def test_the_best_average_is_kept_also_by_a_resumed_run(cache, best, tmp_path, content, capsys):
+    settings = MaskGitSettings.from_mapping(json.loads((best / "run.json").read_text())["settings"])
+    log = [json.loads(line) for line in (best / "log.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["validation_loss"] for line in log if "validation_loss" in line}
+    at = min(losses, key=lambda step: losses[step])
+    assert list(losses) == list(range(0, 25, 2)) and 0 < at < 20 < 24
+
+    with pytest.raises(KeyboardInterrupt):
+        train_maskgit(DyingCache(cache, at + 4), tmp_path / "cut", settings, replace(CPU, checkpoint_every=2))
+    assert content(train_maskgit(cache, tmp_path / "cut", settings, CPU)) == content(best)
+    end = capsys.readouterr().err.splitlines()[-1]
+    assert f"kept {losses[at]:.4g} at step {at}; levels past their best by more than 1 %:" in end
+    last = train_maskgit(cache, tmp_path / "last", replace(settings, keep="last"), CPU)
+    assert weights(last) != weights(best)
+    assert f"lowest {losses[at]:.4g} at step {at}; levels past" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_parts_of_a_batch_give_its_gradients(cache, plain, tmp_path):
+    parts = train_maskgit(cache, tmp_path / "parts", quick(accumulation=4), CPU)
+    a, b = ((path / "log.jsonl").read_text().splitlines()[-1] for path in (plain, parts))
+    assert json.loads(a)["loss"] == pytest.approx(json.loads(b)["loss"], rel=1e-5)
+    with pytest.raises(CodaError, match="batch of 8 cannot be accumulated in 3"):
+        train_maskgit(cache, tmp_path / "out", quick(accumulation=3), CPU)
+
+
+def test_another_cache_can_be_validated_on(cache, make_cache, tmp_path):
+    other = make_cache(images=40)
+    out = train_maskgit(cache, tmp_path / "out", quick(validate_every=3), CPU, validation=other)
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "validation_loss_level_2" in line] == [0, 3, 6]
+    with pytest.raises(CodaError, match="codes of another tokenizer than"):
+        train_maskgit(cache, out, quick(), CPU, validation=make_cache(tokenizer="e"))
+
+
+def test_the_variants_of_a_held_out_image_are_held_out_too(cache):
+    class Mirrored(CodeCache):
+        def __init__(self, path):
+            super().__init__(path)
+            self.num_images, self.num_variants = self.num_images // 2, 2
+
+    trained, held_out = split_samples(Mirrored(cache), quick(validation_share=0.3))
+    assert sorted([*trained.tolist(), *held_out.tolist()]) == list(range(96)) and 10 < len(held_out) < 50
+    assert set((held_out // 2).tolist()).isdisjoint((trained // 2).tolist())
+    with pytest.raises(CodaError, match="keep best needs held-out codes"):
+        validation_of(CodeCache(cache), None, quick(validation_share=0, keep="best"))
+
+
 def test_a_finished_run_is_not_repeated_and_another_is_refused(make_cache, tmp_path):
     cache, out = make_cache(), tmp_path / "out"
     train_maskgit(cache, out, quick(steps=2), CPU)
@@ -111,7 +166,9 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(make_cache, tmp_p
     [
         dict(lr=1e-2), dict(lr_decay="constant"), dict(warmup=5), dict(class_dropout=0.9), dict(corruption=0.9),
         dict(mask_law="linear"), dict(ema_decay=0.0), dict(seed=1), dict(batch_size=9), dict(depth=2),
-        dict(num_heads=4), dict(hidden_size=32), dict(steps=5),
+        dict(num_heads=4), dict(hidden_size=32), dict(steps=5), dict(dropout=0.5), dict(label_smoothing=0.5),
+        dict(weight_decay=9.0), dict(level_weights="sqrt"), dict(mask_all=1.0), dict(ema_half_life=3.0),
+        dict(validation_share=0.5),
         dict(dtype="bfloat16"),
     ],
     ids=str,

@@ -36,6 +36,7 @@ class CodeCache(Dataset):
         manifest: Content of manifest.json, see README.md beside this file.
         layout: Sides, codebook size and order of the codes.
         num_images: Number of images, not counting variants.
+        num_variants: Number V of variants of each image.
         num_classes: Labels are in [0, num_classes), or -1.
         class_names: Names or WordNet ids by label; None if the classes have no names.
         tokenizer_fingerprint: Fingerprint of the only tokenizer that can decode these codes.
@@ -56,9 +57,9 @@ class CodeCache(Dataset):
         self.num_classes: int = self.manifest["num_classes"]
         self.class_names: list[str] | None = self.manifest["class_names"]
         self.tokenizer_fingerprint: str = self.manifest["tokenizer_fingerprint"]
-        self._variants = len(self.manifest["variants"])
+        self.num_variants = len(self.manifest["variants"])
         self._described: list[dict[str, Any]] = self.manifest["shards"]
-        self._starts = np.array([0, *accumulate(s["images"] * self._variants for s in self._described)])
+        self._starts = np.array([0, *accumulate(s["images"] * self.num_variants for s in self._described)])
         for shard in self._described:
             file = self.path / shard["file"]
             if not file.is_file() or file.stat().st_size != shard["bytes"]:
@@ -72,7 +73,7 @@ class CodeCache(Dataset):
         """Codes (T,) int64 and label of sample `i`."""
         place = range(len(self))[i]  # IndexError ends a loop over the cache
         number = bisect_right(self._starts, place) - 1
-        image, variant = divmod(place - int(self._starts[number]), self._variants)
+        image, variant = divmod(place - int(self._starts[number]), self.num_variants)
         shard = self._shard(number)
         codes, label = shard.codes[image, variant], int(shard.labels[image])
         if codes.max() >= self.layout.codebook_size or not -1 <= label < max(1, self.num_classes):
@@ -99,7 +100,7 @@ class CodeCache(Dataset):
         """Name, in the source, of the image of sample `i`."""
         place = range(len(self))[i]
         number = bisect_right(self._starts, place) - 1
-        return self._shard(number).key((place - int(self._starts[number])) // self._variants)
+        return self._shard(number).key((place - int(self._starts[number])) // self.num_variants)
 
     @cached_property
     def labels(self) -> torch.Tensor:
@@ -107,7 +108,7 @@ class CodeCache(Dataset):
         shards = [self._shard(number) for number in range(len(self._described))]
         for shard in shards:
             self._check_labels(shard.labels, shard.path)
-        return torch.from_numpy(np.concatenate([shard.labels for shard in shards])).repeat_interleave(self._variants)
+        return torch.from_numpy(np.concatenate([shard.labels for shard in shards])).repeat_interleave(self.num_variants)
 
     @cached_property
     def value_table(self) -> torch.Tensor:
@@ -190,7 +191,7 @@ class CodeCache(Dataset):
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
             described = self._described[number]
-            shape = (described["images"], self._variants, self.layout.num_tokens)
+            shape = (described["images"], self.num_variants, self.layout.num_tokens)
             self._open[number] = Shard(self.path / described["file"], shape)
         return self._open[number]
 

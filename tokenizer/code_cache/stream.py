@@ -23,15 +23,25 @@ class ShuffledBatches(Dataset):
         batch_size: Samples per step, over all processes.
         seed: Seed of the order.
         process: (rank, count): the batches hold the rank-th of `count` equal shares.
+        samples: The samples to read, int64; by default all.
     """
 
-    def __init__(self, cache: CodeCache, batch_size: int, seed: int = 0, process: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self,
+        cache: CodeCache,
+        batch_size: int,
+        seed: int = 0,
+        process: tuple[int, int] = (0, 1),
+        samples: torch.Tensor | None = None,
+    ) -> None:
         rank, count = process
         self._cache, self._batch_size = cache, batch_size
+        self._samples = torch.arange(len(cache)) if samples is None else samples
         self._first, self._last = batch_size * rank // count, batch_size * (rank + 1) // count
-        self._order = EndlessOrder(len(cache), seed)
+        self._order = EndlessOrder(len(self._samples), seed)
 
     def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (b, T) int64 and labels (b,) int64 of this process's share of one step's batch."""
         start = step * self._batch_size
-        return self._cache.batch(self._order.items(range(start + self._first, start + self._last)))
+        places = self._order.items(range(start + self._first, start + self._last))
+        return self._cache.batch(self._samples[places])

@@ -7,6 +7,7 @@ where it stopped, given only the step.
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -20,6 +21,11 @@ def derived_seed(*parts: int | str) -> int:
 def step_generator(seed: int, step: int, stream: int | str = 0) -> torch.Generator:
     """A CPU generator for one step; `stream` separates independent uses within the step."""
     return torch.Generator().manual_seed(derived_seed("step", seed, step, stream))
+
+
+def forked_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """As long as the context lasts, the CPU's and the device's own random state may be seeded; then it is restored."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> torch.Tensor:

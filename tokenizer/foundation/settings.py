@@ -62,6 +62,10 @@ class Choices:
     words: tuple[str, ...]
 
 
+class Derived:
+    """A setting that may be left at None: its class fills it in, and nobody else sees None."""
+
+
 class Unsplit:
     """A list whose words may contain commas: the flag is repeated, its value is not split."""
 
@@ -137,6 +141,8 @@ def kind_of(hint: Any) -> Kind:
         for mark in parts[1:]:
             if mark is Unsplit:
                 kind = replace(kind, split=False)
+            elif mark is Derived:
+                kind = replace(kind, optional=True)
             elif isinstance(mark, Choices):
                 kind = replace(kind, choices=mark.words)
             elif isinstance(mark, Range):

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from ..foundation.atomic_io import write_bytes
 from ..foundation.errors import CodaError, first_line
@@ -36,13 +37,41 @@ from .run_directory import Checkpoint, RunDirectory
 
 if TYPE_CHECKING:
     from ..quantizer.residual_quantizer import ResidualQuantizer
-    from .validation import Reconstruct, Validation
 
 _FALL = 0.5  # of the usage: what is called a collapse
 _ENOUGH_TOKENS = 8  # per code; a healthy codebook then leaves few codes unused
 _COUNTS = "monitor.counts"
 _TRACKER_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
-_IN_END_LINE = ("loss", "psnr", "validation_psnr", "validation_perceptual", "usage", "perplexity", "effective_rank")
+_IN_END_LINE = (
+    "loss",
+    "psnr",
+    "validation_psnr",
+    "validation_perceptual",
+    "usage",
+    "perplexity",
+    "effective_rank",
+    "validation_loss",
+)
+
+
+class HeldOut(Protocol):
+    """What is validated on.
+
+    Attributes:
+        what: What the training sees, in words.
+    """
+
+    what: str
+
+    def __len__(self) -> int: ...
+
+    def interval(self, steps: int) -> int:
+        """Steps between validations, in a training of so many steps."""
+
+    def measure(
+        self, predict: Callable[..., Any], device: torch.device, label: str
+    ) -> tuple[dict[str, float], Image.Image | None]:
+        """Figures of `predict`, which must leave the model as it was, and a sheet that shows them, if there is one."""
 
 
 class Monitor:
@@ -55,7 +84,7 @@ class Monitor:
         steps: Optimizer steps in total.
         run: Where else to log.
         checkpoint: Where the training goes on, if anywhere.
-        validation: Held-out images, if there may be some.
+        validation: What is held out, if anything may be.
         layout: Layout of the codes that `count` will see.
         what: What a step sees, for the first line; by default in the validation's words.
 
@@ -75,7 +104,7 @@ class Monitor:
         steps: int,
         run: RunOptions,
         checkpoint: Checkpoint | None = None,
-        validation: Validation | None = None,
+        validation: HeldOut | None = None,
         layout: CodeLayout | None = None,
         what: str = "",
     ) -> None:
@@ -101,10 +130,10 @@ class Monitor:
         """Whether to log after `done` steps."""
         return done % LOG_EVERY == 0 or self._is_validated(done)
 
-    def begin(self, reconstruct: Reconstruct | None = None, quantizer: ResidualQuantizer | None = None) -> None:
+    def begin(self, predict: Callable[..., Any] | None = None, quantizer: ResidualQuantizer | None = None) -> None:
         """Measure and log what the training starts from; the time of the training counts from here."""
         if self.start == 0 and self._validation is not None:
-            self.log(0, **self.look(0, reconstruct, quantizer))
+            self.log(0, **self.look(0, predict, quantizer))
         self._seconds, self._began = 0.0, time.monotonic()
 
     def count(self, codes: torch.Tensor) -> None:
@@ -114,19 +143,19 @@ class Monitor:
                 self._usage.update(codes)
 
     def look(
-        self, done: int, reconstruct: Reconstruct | None = None, quantizer: ResidualQuantizer | None = None
+        self, done: int, predict: Callable[..., Any] | None = None, quantizer: ResidualQuantizer | None = None
     ) -> dict[str, float]:
-        """Figures after `done` steps, if a validation is due: codebook usage, and quality on held-out images.
+        """Figures after `done` steps, if a validation is due: codebook usage, and quality on what is held out.
 
         All processes call it; the first one measures.
 
         Args:
             done: Steps done.
-            reconstruct: From images to reconstructions with the weights that would be saved now.
+            predict: What the validation measures, with the weights that would be saved now.
             quantizer: Whose codebook's effective rank is measured.
 
         Returns:
-            usage, perplexity (also by level), effective_rank, validation_psnr in dB, validation_perceptual; or nothing.
+            usage, perplexity (also by level), effective_rank, and the validation's; or nothing.
         """
         if not self._is_validated(done):
             return {}
@@ -137,16 +166,17 @@ class Monitor:
             if is_main_process():
                 if quantizer is not None:
                     figures["effective_rank"] = effective_rank(quantizer.value_table())
-                if self._validation is not None and reconstruct is not None:
-                    quality, sheet = self._validation.measure(reconstruct, self._accelerator.device, f"step {done:,}")
+                if self._validation is not None and predict is not None:
+                    quality, sheet = self._validation.measure(predict, self._accelerator.device, f"step {done:,}")
                     figures |= quality
-                    content = io.BytesIO()
-                    sheet.save(content, "PNG")
-                    write_bytes(self._directory.path / "sheets" / f"step-{done:08d}.png", content.getvalue())
+                    if sheet is not None:
+                        content = io.BytesIO()
+                        sheet.save(content, "PNG")
+                        write_bytes(self._directory.path / "sheets" / f"step-{done:08d}.png", content.getvalue())
         if "usage" in figures:
             self.shown["usage"] = f"{figures['usage']:.1f}%"
-        if "validation_psnr" in figures:
-            self.shown["validation_psnr"] = figures["validation_psnr"]
+        shown = ("validation_psnr", "validation_loss")
+        self.shown |= {name: value for name, value in figures.items() if name in shown}
         return figures
 
     def log(self, done: int, **figures: float) -> None:
@@ -159,8 +189,8 @@ class Monitor:
         """What a checkpoint must hold, so that a resumed run logs the same. All processes call it."""
         return {} if self._usage is None else {_COUNTS: self._summed(self._usage.counts)}
 
-    def finish(self) -> None:
-        """Draw the curves, close the trackers, and say how it ended."""
+    def finish(self, note: str = "") -> None:
+        """Draw the curves, close the trackers, and say how it ended, with `note` at the end."""
         for tracker in self._accelerator.trackers:
             tracker.finish()
         if not is_main_process():
@@ -174,7 +204,7 @@ class Monitor:
         words = [f"{name} {latest[name]:.4g}" for name in _IN_END_LINE if name in latest]
         share = f"{100 * self._seconds / took:.1f} % of it for monitoring" if took > 0 else "no time"
         done = f"{self._steps - self.start:,} steps in {_clock(took)} ({share})"
-        log_info(f"{self._title}: done, {'; '.join([done, *filter(None, [', '.join(words)])])}")
+        log_info(f"{self._title}: done, {'; '.join([done, *filter(None, [', '.join(words), note])])}")
 
     def _is_validated(self, done: int) -> bool:
         return done % self._every == 0 or done == self._steps

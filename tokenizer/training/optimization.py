@@ -184,6 +184,11 @@ class OptimizerWithEMA:
             self._ema.step(self._parameters)
         return norm
 
+    def average(self) -> dict[str, torch.Tensor]:
+        """The averages by the names of the parameters."""
+        assert self._ema is not None
+        return dict(zip(self._named, self._ema.shadow_params, strict=True))
+
     def use_average(self) -> None:
         """Replace the weights by their average, for good."""
         if self._ema is not None:

@@ -48,11 +48,30 @@ def split_validation(
     """
     if validation is not None:
         return data, open_images(validation)
-    aside = _uniform(seed, len(data)) < min(share, VALIDATION_IMAGES / len(data))
-    if share == 1 or aside.all():
-        raise CodaError(f"validation_share {share:g} leaves no image to train on; give a smaller one")
+    aside = choose_aside(len(data), share, VALIDATION_IMAGES, seed)
     trained, held_out = (data.subset(array("q", np.flatnonzero(places).tobytes())) for places in (~aside, aside))
     return trained, held_out
+
+
+def choose_aside(n: int, share: float, most: int, seed: int) -> np.ndarray:
+    """Which of `n` images to set aside, (n,) bool: about `share` of them, as long as that is fewer than about `most`.
+
+    Raises:
+        CodaError: If none is left.
+    """
+    aside = _uniform(seed, n) < min(share, most / n)
+    if share == 1 or aside.all():
+        raise CodaError(f"validation_share {share:g} leaves no image to train on; give a smaller one")
+    return aside
+
+
+def validation_interval(every: int | None, steps: int, batch_size: int, held_out: int) -> int:
+    """Steps between validations, in a training of so many steps.
+
+    By default ten in a run, but few enough to see one image for every 48 of the training, about 2 % of its time.
+    """
+    rare = max(steps / _VALIDATIONS, _TRAINED_PER_IMAGE * held_out / batch_size)
+    return every or max(LOG_EVERY, math.ceil(rare / LOG_EVERY) * LOG_EVERY)
 
 
 def _uniform(seed: int, n: int) -> np.ndarray:
@@ -97,12 +116,8 @@ class Validation:
         return sum(map(len, self._pixels))
 
     def interval(self, steps: int) -> int:
-        """Steps between validations, in a training of so many steps.
-
-        By default ten in a run, but few enough to see one image for every 48 of the training, about 2 % of its time.
-        """
-        rare = max(steps / _VALIDATIONS, _TRAINED_PER_IMAGE * len(self) / self._batch_size)
-        return self._every or max(LOG_EVERY, math.ceil(rare / LOG_EVERY) * LOG_EVERY)
+        """Steps between validations, in a training of so many steps: see `validation_interval`."""
+        return validation_interval(self._every, steps, self._batch_size, len(self))
 
     @torch.no_grad()
     def measure(
