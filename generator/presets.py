@@ -8,8 +8,8 @@ of 64 images.
 | pocket | 64 | 2 | 2 | 0.4 | 1.2 | 5e-4 | tests |
 | tiny | 192 | 6 | 3 | 3.9 | 6.2 | 5e-4 | an hour on a CPU |
 | small | 256 | 8 | 4 | 8.1 | 11.2 | 5e-4 | a night on a CPU, 64-pixel images |
-| compact | 384 | 8 | 6 | 17.4 | 22.1 | 5e-4 | 64-pixel images on one GPU |
-| base | 448 | 10 | 7 | 28.5 | 34.0 | 4e-4 | 64-pixel images of many classes on one GPU |
+| compact | 384 | 8 | 6 | 17.2 | 22.0 | 5e-4 | 64-pixel images on one GPU |
+| base | 448 | 10 | 7 | 28.2 | 33.7 | 4e-4 | 64-pixel images of many classes on one GPU |
 | medium | 512 | 12 | 8 | 43.3 | 49.6 | 3e-4 | one GPU |
 | large | 768 | 24 | 12 | 186.5 | 195.9 | 2e-4 | ImageNet at 256 pixels |
 | paper | 768 | 24 | 12 | 186.5 | 195.9 | 4e-4 | the paper's MaskGIT-L: 500,000 steps of 2,048 |
