@@ -53,15 +53,22 @@ def test_gradients_and_weights_are_those_of_one_process(kept: list[Path], traini
     assert largest_difference(kept, f"{training}-20", f"{what}.weight") < 1e-5
 
 
+def test_phases_on_cached_latents_are_those_of_one_process(kept: list[Path]) -> None:
+    for first_step in (1, 11):
+        assert largest_difference(kept, f"phases-{first_step}", "tokenizer.exp_avg") / (1 - DECAYS["tokenizer"]) < 1e-6
+    assert largest_difference(kept, "phases-20", "tokenizer.weight") < 1e-5
+
+
 @pytest.mark.parametrize("backend", ["tiled", "fused"])
 def test_the_batch_entropy_is_that_of_all_processes(kept: list[Path], backend: str) -> None:
     assert largest_difference(kept, f"retrieval-{backend}", "weight") < 1e-6
     assert largest_difference(kept, f"retrieval-{backend}", "exp_avg") < 1e-6
 
 
-@pytest.mark.parametrize("training", ["vae", "tokenizer", "generator"])
+@pytest.mark.parametrize("training", ["vae", "tokenizer", "phases", "generator"])
 def test_the_log_is_that_of_one_process(kept: list[Path], training: str) -> None:
     one, two = ((folder.parent / training / "log.jsonl").read_text().splitlines() for folder in kept)
     for line, other in zip(map(json.loads, one), map(json.loads, two), strict=True):
-        for name in ("step", "loss", "psnr", "l1", "kl", "loss_level_2"):
-            assert line.get(name, 0) == pytest.approx(other.get(name, 0), rel=1e-4)
+        assert line.keys() == other.keys()
+        for name in line.keys() - {"gradient"}:
+            assert line[name] == pytest.approx(other[name], rel=1e-3), name

@@ -38,6 +38,7 @@ from coda.tokenizer.train_vae import train_vae
 from coda.tokenizer.vae.continuous_vae import measure_normalization
 
 STEPS = 20
+KEPT = (1, STEPS // 2 + 1, STEPS)  # after the first step of all, after that of a second phase, and near the end
 BATCH = 8
 RUN = RunOptions(device="cpu", checkpoint_every=1)
 
@@ -118,6 +119,14 @@ def tokenizer(out: Path) -> None:
     adapt(make_vae(), Textures(), out, settings, RUN)
 
 
+def phases(out: Path) -> None:
+    settings = AdaptSettings(
+        size=16, sides=(1, 2, 4, 8), codebook_size=64, lora_rank=4, quantizer_steps=STEPS // 2,
+        decoder_steps=STEPS // 2 + 1, steps=0, batch_size=BATCH, warmup=10, lr=2e-5, perturbed_codes=0.2,
+    )  # fmt: skip
+    adapt(make_vae(), Textures(), out, settings, RUN)
+
+
 def generator(out: Path) -> None:
     cache = out.parent / f"cache-{os.environ.get('RANK', 0)}"
     make_cache(cache)
@@ -149,16 +158,17 @@ WORK: dict[str, Callable[[Path], None]] = {
     "vae": vae,
     "kl": partial(vae, architecture="kl"),
     "tokenizer": tokenizer,
+    "phases": phases,
     "generator": generator,
     "retrieval": retrieval,
 }
 
 
 def keep_checkpoints(kept: Path) -> None:
-    """Copy the checkpoint after the first and after the last step but one, before it is put in its place."""
+    """Copy some checkpoints before they are put in their place: those of `KEPT` steps."""
 
     def copy(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "os.rename" and Path(str(arguments[1])).name in ("step-00000001", f"step-{STEPS:08d}"):
+        if event == "os.rename" and Path(str(arguments[1])).name in [f"step-{step:08d}" for step in KEPT]:
             source, place = Path(str(arguments[0])), Path(str(arguments[1]))
             if (source / "tensors.safetensors").exists():
                 kept.mkdir(parents=True, exist_ok=True)

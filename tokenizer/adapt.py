@@ -22,7 +22,7 @@ from .fingerprint import weights_digest
 from .foundation.atomic_io import save_tensors
 from .foundation.errors import CodaError
 from .foundation.launcher import check_batch_size, rank_and_world_size
-from .foundation.progress import log_info, progress
+from .foundation.progress import progress
 from .foundation.seeding import derived_seed, step_generator
 from .foundation.strict_loading import check_weights_finite
 from .images import ImageSource, decode_image, open_images, to_unit, training_batches
@@ -43,6 +43,7 @@ from .training.optimization import (
     start_accelerator,
     synchronize_gradients,
 )
+from .training.phase import Phase, Training
 from .training.run_directory import Checkpoint, RunDirectory
 from .training.trainable_tokenizer import TrainableTokenizer, initialize_from_data
 from .training.validation import Validation, split_validation
@@ -53,7 +54,6 @@ from .vae.lora import add_lora, merge_lora
 
 _LARGEST_DEFAULT_SIZE = 256
 _VECTORS_PER_CODE = 128  # for k-means, by default
-_CHECKPOINT_EVERY = 100  # steps
 
 
 def adapt(
@@ -113,49 +113,24 @@ def _train(
     before = settings.quantizer_steps + settings.decoder_steps
     monitor = Monitor("Adapting", accelerator, directory, before + settings.steps, run, checkpoint, validation, layout)
     tokenizer = _initialize(vae.to(accelerator.device), source, checkpoint, settings, run)
-    checkpoint_every = run.checkpoint_every or _CHECKPOINT_EVERY
-    train_on_cached_latents(
-        tokenizer, source, directory, checkpoint, checkpoint_every, settings, monitor, run, accelerator
-    )  # fmt: skip
-    model = accelerator.prepare(tokenizer)
-    optimizer = tokenizer.optimizer(settings)
+    training = Training(tokenizer, source, directory, checkpoint, settings, run, monitor, accelerator)
+    train_on_cached_latents(training)
     discriminator = DiscriminatorTrainer(accelerator, settings) if settings.adversarial_weight else None
     reconstruction_loss = ReconstructionLoss(settings).to(accelerator.device)
-    start, skipped = 0, 0
+    phase = Phase(training, "all", before, settings.steps, tokenizer, discriminator)
     generator: torch.Generator | None = None  # of the perturbed codes; parts of a batch go on drawing from it
-    if checkpoint is not None and checkpoint.step >= before:
-        start = checkpoint.step - before
-        optimizer.load_state_tensors("tokenizer", checkpoint.tensors, updates=start)
-        if discriminator is not None:
-            discriminator.load_state_tensors(checkpoint.tensors, start)
-
-    def save(done: int) -> None:
-        tensors = optimizer.state_tensors("tokenizer") | monitor.state_tensors()
-        if discriminator is not None:
-            tensors |= discriminator.state_tensors()
-        directory.save(before + done, tensors, tokenizer.normalization)
-
-    def reconstruct(images: torch.Tensor) -> torch.Tensor:
-        with optimizer.averaged(), accelerator.autocast():
-            return tokenizer.reconstruct(images)
-
-    if checkpoint is None or checkpoint.step < before:
-        save(0)  # k-means and earlier phases need not run again
-    if not before:
-        monitor.begin(reconstruct, tokenizer.quantizer)
-
     batches = training_batches(
-        source, settings.size, settings.batch_size, settings.seed, start, settings.steps, workers=run.workers,
+        source, settings.size, settings.batch_size, settings.seed, phase.start, settings.steps, workers=run.workers,
         strict=run.strict, process=rank_and_world_size(),
     )  # fmt: skip
-    with progress("Adapting", total=settings.steps, completed=start) as bar:
+    with progress("Adapting", total=settings.steps, completed=phase.start) as bar:
         bar.advance(0, **monitor.shown)
-        for step, batch, last in micro_batches(batches, start, settings.accumulation):
-            synchronize_gradients(model, last)
+        for step, batch, last in micro_batches(batches, phase.start, settings.accumulation):
+            synchronize_gradients(phase.model, last)
             images = to_unit(batch.pixels.to(accelerator.device))
             lr = learning_rate(step, settings.steps, settings.lr, settings.warmup)
             generator = generator or step_generator(settings.seed, before + step, "perturbed codes")
-            output = model(images, generator)
+            output = phase.model(images, generator)
             monitor.count(output.codes)
             reconstruction = reconstruction_loss(output.reconstructions, images)
             loss = reconstruction.total + output.quantization_loss + settings.entropy_weight * output.entropy_loss
@@ -170,31 +145,26 @@ def _train(
                 gan_log["discriminator"] = discriminator.backward(images, output.reconstructions, step, last)
             if not last:
                 continue
-            gradient, generator = optimizer.step(lr), None
+            gradient, generator = phase.optimizer.step(lr), None
             if discriminator is not None and step >= settings.adversarial_start:
                 discriminator.step(lr)
 
-            done, skipped = step + 1, skipped + len(batch.skipped)
+            done = step + 1
+            monitor.count_skipped(batch.skipped)
             bar.advance()
             if monitor.is_due(before + done):
                 figures = {
-                    **check_finite(before + done, loss=loss, gradient=gradient),
+                    **check_finite(before + done, loss=loss, gradient=gradient, **gan_log),
                     **reconstruction.figures(),
-                    "quantization": float(output.quantization_loss.detach()),
-                    "entropy": float(output.entropy_loss.detach()),
-                    "codes": output.codes.unique().numel(),  # different ones in this batch
-                    **monitor.look(before + done, reconstruct, tokenizer.quantizer),
+                    **output.figures(),
+                    **monitor.look(before + done, phase.reconstruct, tokenizer.quantizer),
                 }
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], codes=figures["codes"], **monitor.shown)
-                figures |= {name: float(value) for name, value in gan_log.items()}
-                monitor.log(before + done, **figures, lr=lr, skipped=skipped)
-            if done % checkpoint_every == 0 and done < settings.steps:
-                save(done)
-    if skipped:
-        log_info(f"{skipped:,} images could not be read and were replaced by others")
+                monitor.log(before + done, **figures, lr=lr, skipped=monitor.skipped())
+            phase.checkpoint(done)
 
     monitor.finish()
-    optimizer.use_average()
+    phase.optimizer.use_average()
     directory.finish(lambda folder: _write(folder, tokenizer, settings))
     accelerator.wait_for_everyone()
 

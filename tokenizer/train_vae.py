@@ -22,7 +22,7 @@ from torch import nn
 
 from .foundation.errors import CodaError
 from .foundation.launcher import check_batch_size, rank_and_world_size
-from .foundation.progress import log_info, progress
+from .foundation.progress import progress
 from .foundation.seeding import derived_seed, step_generator
 from .images import ImageSource, image_batches, open_images, to_unit, training_batches
 from .settings import RunOptions, VaeSettings
@@ -101,7 +101,7 @@ def _train(
     model = accelerator.prepare(VAEForTraining(vae))
     optimizer = OptimizerWithEMA(vae, betas=(0.9, 0.99), ema_decay=settings.ema_decay)
     process, checkpoint_every = rank_and_world_size(), run.checkpoint_every or _CHECKPOINT_EVERY
-    start, skipped = 0, 0
+    start = 0
     if checkpoint is not None:
         start = checkpoint.step
         optimizer.load_state_tensors("vae", checkpoint.tensors, updates=start)
@@ -134,7 +134,8 @@ def _train(
             accelerator.backward(loss)
             gradient = optimizer.step(lr)
 
-            done, skipped = step + 1, skipped + len(batch.skipped)
+            done = step + 1
+            monitor.count_skipped(batch.skipped)
             bar.advance()
             if monitor.is_due(done):
                 figures = {
@@ -143,11 +144,9 @@ def _train(
                     **monitor.look(done, reconstruct),
                 }
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], **monitor.shown)
-                monitor.log(done, **figures, lr=lr, skipped=skipped)
+                monitor.log(done, **figures, lr=lr, skipped=monitor.skipped())
             if done % checkpoint_every == 0 and done < settings.steps:
                 directory.save(done, optimizer.state_tensors("vae"))
-    if skipped:
-        log_info(f"{skipped:,} images could not be read and were replaced by others")
 
     monitor.finish()
     optimizer.use_average()

@@ -74,11 +74,17 @@ def mean_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     A training averages its gradients over the processes, so a loss that depends on such a mean needs no collective
     in its backward pass: the gradient by the mean, applied to this process's own tensor, is its share.
     """
+    return sum_over_processes(tensor) / dist.get_world_size() if _work_together() else tensor
+
+
+@torch.no_grad()
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of all processes' tensors of one shape, without gradient; `tensor` itself if this process is alone."""
     if not _work_together():
         return tensor
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
-    return total.div_(dist.get_world_size())
+    return total
 
 
 @torch.no_grad()

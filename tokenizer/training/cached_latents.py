@@ -12,124 +12,67 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
 from ..foundation.atomic_io import save_tensors
+from ..foundation.distributed import mean_over_processes
 from ..foundation.launcher import rank_and_world_size
 from ..foundation.progress import progress
 from ..foundation.seeding import EndlessOrder, derived_seed, step_generator
-from ..images import ImageSource, to_unit
+from ..images import to_unit
 from ..images.loading import ImageDataset, Request, read_batches
 from ..quantizer.residual_quantizer import ResidualQuantizer
-from ..settings import AdaptSettings, RunOptions
+from ..settings import AdaptSettings
 from .losses import ReconstructionLoss
-from .monitoring import Monitor
 from .optimization import check_finite, learning_rate, synchronize_gradients
-from .run_directory import Checkpoint, RunDirectory
+from .phase import Phase, Training
 from .trainable_tokenizer import ForwardOutput, TrainableTokenizer
 
 _LARGEST_CACHE = 1 << 30  # bytes of latents
 
 
-def train_on_cached_latents(
-    tokenizer: TrainableTokenizer,
-    source: ImageSource,
-    directory: RunDirectory,
-    checkpoint: Checkpoint | None,
-    checkpoint_every: int,
-    settings: AdaptSettings,
-    monitor: Monitor,
-    run: RunOptions,
-    accelerator: Accelerator,
-) -> None:
-    """Do what is left of `settings.quantizer_steps` and `settings.decoder_steps`, if anything.
+def train_on_cached_latents(training: Training) -> None:
+    """Do what is left of `quantizer_steps` and `decoder_steps`, if anything.
 
     Each phase has its own optimizer, learning rates and average of the weights, from which the next phase starts.
     Steps are counted over all phases.
     """
+    settings, checkpoint = training.settings, training.checkpoint
     done = 0 if checkpoint is None else checkpoint.step
     phases = {"quantizer": settings.quantizer_steps, "decoder": settings.decoder_steps}
     if done >= sum(phases.values()):
         return
-    cache = LatentCache(tokenizer, source, directory, settings, run, accelerator)
+    cache = LatentCache(training)
     before = 0
-    for name, steps in phases.items():
+    for part, steps in phases.items():
         if steps and done < before + steps:
-            resumed = checkpoint if checkpoint is not None and done >= before else None
-            _train_phase(
-                name,
-                before,
-                steps,
-                tokenizer,
-                cache,
-                directory,
-                resumed,
-                checkpoint_every,
-                settings,
-                monitor,
-                accelerator,
-            )
+            _train_phase(training, cache, part, before, steps)
         before += steps
-    tokenizer.train_only("all")
 
 
-def _train_phase(
-    name: str,
-    before: int,
-    steps: int,
-    tokenizer: TrainableTokenizer,
-    cache: LatentCache,
-    directory: RunDirectory,
-    checkpoint: Checkpoint | None,
-    checkpoint_every: int,
-    settings: AdaptSettings,
-    monitor: Monitor,
-    accelerator: Accelerator,
-) -> None:
+def _train_phase(training: Training, cache: LatentCache, part: str, before: int, steps: int) -> None:
     """One phase of `steps` steps after `before` of others, from its newest checkpoint to its averaged weights."""
-    phase: _QuantizerPhase | _DecoderPhase
-    if name == "quantizer":
-        phase = _QuantizerPhase(tokenizer.quantizer).to(accelerator.device)
-    else:
-        phase = _DecoderPhase(tokenizer, settings).to(accelerator.device)
-    tokenizer.train_only(name)
-    model = accelerator.prepare(phase)
-    optimizer = tokenizer.optimizer(settings)
-    parts = settings.accumulation if name == "decoder" else 1
-    start = 0
-    if checkpoint is not None:
-        start = checkpoint.step - before
-        optimizer.load_state_tensors("tokenizer", checkpoint.tensors, updates=start)
-
-    def save(done: int) -> None:
-        tensors = optimizer.state_tensors("tokenizer") | monitor.state_tensors()
-        directory.save(before + done, tensors, tokenizer.normalization)
-
-    def reconstruct(images: torch.Tensor) -> torch.Tensor:
-        with optimizer.averaged(), accelerator.autocast():
-            return tokenizer.reconstruct(images)
-
-    if checkpoint is None:
-        save(0)
-    if before == 0:
-        monitor.begin(reconstruct, tokenizer.quantizer)
-    batches = cache.batches(name, start, steps, with_images=name == "decoder")
-    with progress(f"Training the {name}", total=steps, completed=start) as bar:
-        for step, (latents, pixels) in enumerate(batches, start):
-            latents, images = latents.to(accelerator.device), to_unit(pixels.to(accelerator.device))
+    settings, tokenizer, monitor = training.settings, training.tokenizer, training.monitor
+    device = training.accelerator.device
+    module = _QuantizerPhase(tokenizer.quantizer) if part == "quantizer" else _DecoderPhase(tokenizer, settings)
+    phase = Phase(training, part, before, steps, module.to(device))
+    pieces = settings.accumulation if part == "decoder" else 1
+    batches = cache.batches(part, phase.start, steps, with_images=part == "decoder")
+    with progress(f"Training the {part}", total=steps, completed=phase.start) as bar:
+        for step, (latents, pixels) in enumerate(batches, phase.start):
+            latents, images = latents.to(device), to_unit(pixels.to(device))
             lr = learning_rate(step, steps, settings.lr, settings.warmup)
             generator = step_generator(settings.seed, before + step, "perturbed codes")
-            for part in range(parts):
-                synchronize_gradients(model, part == parts - 1)
-                some, their_images = latents.chunk(parts)[part], images.chunk(parts)[part]
-                output = model(some, generator)
+            for piece in range(pieces):
+                synchronize_gradients(phase.model, piece == pieces - 1)
+                some, their_images = latents.chunk(pieces)[piece], images.chunk(pieces)[piece]
+                output = phase.model(some, generator)
                 monitor.count(output.codes)
-                reconstruction, figures = phase.reconstruction_loss(output, some, their_images)
+                reconstruction, figures = module.reconstruction_loss(output, some, their_images)
                 loss = reconstruction + output.quantization_loss + settings.entropy_weight * output.entropy_loss
-                accelerator.backward(loss / parts)
-            gradient = optimizer.step(lr)
+                training.accelerator.backward(loss / pieces)
+            gradient = phase.optimizer.step(lr)
 
             done = step + 1
             bar.advance()
@@ -137,16 +80,13 @@ def _train_phase(
                 shown = {
                     **check_finite(before + done, loss=loss, gradient=gradient),
                     **figures(),
-                    "quantization": float(output.quantization_loss.detach()),
-                    "entropy": float(output.entropy_loss.detach()),
-                    "codes": output.codes.unique().numel(),
-                    **monitor.look(before + done, reconstruct, tokenizer.quantizer),
+                    **output.figures(),
+                    **monitor.look(before + done, phase.reconstruct, tokenizer.quantizer),
                 }
                 bar.advance(0, loss=shown["loss"], codes=shown["codes"], **monitor.shown)
-                monitor.log(before + done, **shown, lr=lr)
-            if done % checkpoint_every == 0 and done < steps:
-                save(done)
-    optimizer.use_average()
+                monitor.log(before + done, **shown, lr=lr, skipped=monitor.skipped())
+            phase.checkpoint(done)
+    phase.optimizer.use_average()
 
 
 class _QuantizerPhase(nn.Module):
@@ -166,7 +106,7 @@ class _QuantizerPhase(nn.Module):
     ) -> tuple[torch.Tensor, Callable[[], dict[str, float]]]:
         """Zero, since the quantizer's own losses are enough, and figures for the log."""
         error = (output.reconstructions - latents).detach().square().mean()
-        return torch.zeros_like(error), lambda: {"latent_error": float(error)}
+        return torch.zeros_like(error), lambda: {"latent_error": float(mean_over_processes(error))}
 
 
 class _DecoderPhase(nn.Module):
@@ -191,30 +131,17 @@ class _DecoderPhase(nn.Module):
 class LatentCache:
     """Latents of randomly cropped and mirrored images, encoded once and kept in a file of the run directory.
 
-    Args:
-        tokenizer: Its VAE encodes.
-        source: Images.
-        directory: Where the file lies until the run is complete.
-        settings: With the size known.
-        run: Workers and strictness.
-        accelerator: The first process encodes for all.
+    Of several processes the first encodes for all.
 
     Attributes:
         latents: (N, C, h, w).
     """
 
-    def __init__(
-        self,
-        tokenizer: TrainableTokenizer,
-        source: ImageSource,
-        directory: RunDirectory,
-        settings: AdaptSettings,
-        run: RunOptions,
-        accelerator: Accelerator,
-    ) -> None:
-        self._tokenizer, self._source, self._settings, self._run = tokenizer, source, settings, run
-        path = directory.scratch_file("latents.safetensors")
-        with accelerator.main_process_first():
+    def __init__(self, training: Training) -> None:
+        self._tokenizer, self._source = training.tokenizer, training.source
+        self._settings, self._run, self._monitor = training.settings, training.run, training.monitor
+        path = training.directory.scratch_file("latents.safetensors")
+        with training.accelerator.main_process_first():
             if not path.exists():
                 save_tensors(path, {"latents": self._encode()})
         self.latents = load_file(path)["latents"]
@@ -270,4 +197,5 @@ class LatentCache:
                 yield [(int(order.items(range(place, place + 1))), place) for place in batch]
 
         for batch in read_batches(dataset, requests(), self._run.workers, self._run.strict, replace=True):
+            self._monitor.count_skipped(batch.skipped)
             yield batch.pixels

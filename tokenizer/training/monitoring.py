@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..foundation.atomic_io import write_bytes
+from ..foundation.distributed import sum_over_processes
 from ..foundation.errors import CodaError, first_line
 from ..foundation.launcher import is_main_process
 from ..foundation.progress import log_info
@@ -119,8 +120,10 @@ class Monitor:
         self._seconds, self._began = 0.0, time.monotonic()
         directory.forget_log_after(self.start or -1)
         self._best: dict[str, float] = {}
+        self._skipped = 0
         for line in directory.read_log():
             self._name_collapse({name: value for name, value in line.items() if name.startswith("usage")})
+            self._skipped = int(line.get("skipped", 0)) if is_main_process() else 0
         _start_trackers(accelerator, directory, run.log_with)
         if is_main_process():
             what = what or ("" if validation is None else validation.what)
@@ -141,6 +144,10 @@ class Monitor:
         if self._usage is not None:
             with self._timed():
                 self._usage.update(codes)
+
+    def count_skipped(self, items: Sized) -> None:
+        """Count the images of one step that could not be read."""
+        self._skipped += len(items)
 
     def look(
         self, done: int, predict: Callable[..., Any] | None = None, quantizer: ResidualQuantizer | None = None
@@ -179,6 +186,10 @@ class Monitor:
         self.shown |= {name: value for name, value in figures.items() if name in shown}
         return figures
 
+    def skipped(self) -> int:
+        """Images of all processes that could not be read. All of them call it."""
+        return int(sum_over_processes(torch.tensor(self._skipped, device=self._accelerator.device)))
+
     def log(self, done: int, **figures: float) -> None:
         """Add a line to `log.jsonl`, and to the tracker."""
         with self._timed():
@@ -187,7 +198,7 @@ class Monitor:
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint must hold, so that a resumed run logs the same. All processes call it."""
-        return {} if self._usage is None else {_COUNTS: self._summed(self._usage.counts)}
+        return {} if self._usage is None else {_COUNTS: sum_over_processes(self._usage.counts)}
 
     def finish(self, note: str = "") -> None:
         """Draw the curves, close the trackers, and say how it ended, with `note` at the end."""
@@ -201,6 +212,8 @@ class Monitor:
                 log_info("curves.png is not drawn: matplotlib is not installed; pip install 'coda[plots]'")
         took = time.monotonic() - self._began
         latest = {name: value for line in log for name, value in line.items()}
+        if latest.get("skipped"):
+            log_info(f"{latest['skipped']:,} images could not be read and were replaced by others")
         words = [f"{name} {latest[name]:.4g}" for name in _IN_END_LINE if name in latest]
         share = f"{100 * self._seconds / took:.1f} % of it for monitoring" if took > 0 else "no time"
         done = f"{self._steps - self.start:,} steps in {_clock(took)} ({share})"
@@ -214,7 +227,7 @@ class Monitor:
         if done == 0 or (done % self._every and done > self._every):
             return {}
         total = CodeUsage(usage.layout)
-        total.counts = self._summed(usage.counts).cpu()
+        total.counts = sum_over_processes(usage.counts).cpu().clone()
         usage.counts.zero_()
         overall, levels = total.overall(), total.per_level()
         used = {"usage": overall.usage} | {f"usage_level_{level.level}": level.usage for level in levels}
@@ -234,13 +247,6 @@ class Monitor:
         problem = find_collapse(used, self._best)
         self._best = {name: value if problem else max(value, self._best.get(name, 0)) for name, value in used.items()}
         return problem
-
-    def _summed(self, counts: torch.Tensor) -> torch.Tensor:
-        """Counts over all processes."""
-        total = counts.clone()
-        if self._accelerator.num_processes > 1:
-            torch.distributed.all_reduce(total)
-        return total
 
     def _describe(self) -> str:
         """How much is done, and where."""

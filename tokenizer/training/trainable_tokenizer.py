@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..foundation.distributed import gather_over_processes, mean_over_processes
 from ..foundation.errors import CodaError
 from ..foundation.launcher import rank_and_world_size
 from ..foundation.progress import progress
@@ -35,6 +36,13 @@ class ForwardOutput(NamedTuple):
     codes: torch.Tensor
     quantization_loss: torch.Tensor
     entropy_loss: torch.Tensor
+
+    def figures(self) -> dict[str, float]:
+        """Figures for the log: quantization, entropy, and how many different codes occurred. All processes call it."""
+        losses = torch.stack([self.quantization_loss, self.entropy_loss]).detach().float()
+        quantization, entropy = mean_over_processes(losses).tolist()
+        codes = gather_over_processes(self.codes).unique().numel()
+        return {"quantization": quantization, "entropy": entropy, "codes": codes}
 
 
 class TrainableTokenizer(nn.Module):
