@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from coda.tokenizer import CodaTokenizer
+from coda.tokenizer import CodaTokenizer, CodeLayout
 from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
@@ -24,7 +24,7 @@ from .features.extractors import FeatureExtractor, load_extractor, require_torch
 from .image_sets.image_set import ROUNDING, open_image_set
 from .reports.plots import Plot
 from .reports.provenance import describe_run, model_identity
-from .reports.report import Figure, Report, Table
+from .reports.report import Cell, Figure, Report, Table
 from .settings import ReconstructionSettings
 
 Reconstruct = Callable[[torch.Tensor], torch.Tensor]
@@ -197,15 +197,16 @@ def _usage_figures(usage: CodeUsage) -> list[Figure]:
 
 
 def _usage_table(usage: CodeUsage) -> Table:
-    columns = ("level", "grid", "usage %", "attainable %", "perplexity", "tokens")
+    columns = ("level", "grid", "usage %", "attainable %", "perplexity", "tokens", "tokens per code")
     grids = [f"{h}x{w}" for h, w in usage.layout.sides]
-    rows = [_usage_row(found, grid) for found, grid in zip(usage.per_level(), grids, strict=True)]
-    return Table("Codebook usage per level", columns, [*rows, _usage_row(usage.overall(), "all")])
+    levels = [*zip(usage.per_level(), grids, strict=True), (usage.overall(), "all")]
+    return Table("Codebook usage per level", columns, [_usage_row(*level, usage.layout) for level in levels])
 
 
-def _usage_row(found: LevelUsage, grid: str) -> list[str | int | float | None]:
+def _usage_row(found: LevelUsage, grid: str, layout: CodeLayout) -> list[Cell]:
     level = "all" if found.level is None else found.level
-    return [level, grid, found.usage, found.attainable, found.perplexity, found.tokens]
+    per_code = found.tokens / layout.codebook_size
+    return [level, grid, found.usage, found.attainable, found.perplexity, found.tokens, per_code]
 
 
 def _usage_plot(usage: CodeUsage) -> Plot:

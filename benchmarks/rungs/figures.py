@@ -44,6 +44,9 @@ class Figures:
         images_seen: Images of the initialization and of all steps.
         seconds: Of initialization and training.
         confidences: Mean of the largest probabilities of an assignment, in falling order.
+        level_usage: `usage` of each level.
+        level_tokens: Tokens of each level that were measured, per code: below about 10 even a healthy codebook leaves
+            codes unused.
     """
 
     psnr: float
@@ -58,6 +61,8 @@ class Figures:
     images_seen: int | None = None
     seconds: float | None = None
     confidences: list[float] = field(default_factory=list)
+    level_usage: list[float] = field(default_factory=list)
+    level_tokens: list[float] = field(default_factory=list)
 
 
 class TestImages:
@@ -123,12 +128,14 @@ class TestImages:
                 variants.append(perturb_codes(codes, near, PERTURBED_SHARE, numbers, self._seed))
             return [quantizer.decode(variant) for variant in variants]
 
-        found, overall = self._measured(vae, quantize), usage.overall()
+        found, overall, levels = self._measured(vae, quantize), usage.overall(), usage.per_level()
         more = {
             "usage": overall.usage,
             "perplexity": overall.perplexity,
             "effective_rank": effective_rank(values) if values.shape[1] > 1 else None,
             "bits": layout.num_tokens * math.log2(layout.codebook_size),
+            "level_usage": [level.usage for level in levels],
+            "level_tokens": [level.tokens / layout.codebook_size for level in levels],
         }
         return Figures(**vars(found) | more)
 

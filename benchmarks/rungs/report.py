@@ -6,6 +6,7 @@ import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..features.extractors import FigureNames
 from ..reports.plots import Plot
@@ -37,7 +38,7 @@ class Measured:
     runs: Sequence[Sequence[Figures]]
     levels: int | None = None
 
-    def values(self, name: str, point: int = -1) -> list[float]:
+    def values(self, name: str, point: int = -1) -> list[Any]:
         """One figure at one point of the training, for every seed; empty if it does not apply."""
         found = [getattr(run[point], name) for run in self.runs]
         return [] if None in found else found
@@ -46,6 +47,10 @@ class Measured:
         """Mean over the seeds."""
         values = self.values(name, point)
         return statistics.fmean(values) if values else None
+
+    def means(self, name: str) -> list[float]:
+        """Means over the seeds of a figure that is a list, of the finished model."""
+        return [statistics.fmean(values) for values in zip(*self.values(name), strict=True)]
 
     def spread(self, name: str) -> float | None:
         """Standard deviation over the seeds; None for a single seed."""
@@ -65,8 +70,9 @@ def headline_figures(ladder: Group, names: FigureNames) -> list[Figure]:
 
 
 def tables(groups: Mapping[str, Group], own: Measured, names: FigureNames) -> list[Table]:
-    """One table per group, with one row per model, and one for the VAE itself."""
-    return [_table(_TITLES[key], {**group, _OWN: own}, names) for key, group in groups.items() if group]
+    """One table per group, with one row per model, and one for the VAE itself; one of the usage per level."""
+    found = [_table(_TITLES[key], {**group, _OWN: own}, names) for key, group in groups.items() if group]
+    return found + _usage_table({**groups.get(LADDER, {}), **groups.get(STARTS, {}), **groups.get(VARIANTS, {})})
 
 
 def plots(groups: Mapping[str, Group], own: Measured, names: FigureNames) -> list[Plot]:
@@ -108,6 +114,19 @@ def _table(title: str, group: Group, names: FigureNames) -> Table:
     }
     rows = [[name, model.levels, *(_cell(model, figure) for figure in shown)] for name, model in group.items()]
     return Table(title, ("model", "levels", *shown.values()), rows)
+
+
+def _usage_table(models: Group) -> list[Table]:
+    """Usage of each level, below the tokens per code that it could be seen in; levels of one side in one column."""
+    tokens = max((model.means("level_tokens") for model in models.values()), key=len, default=[])
+    if not tokens:
+        return []
+    rows: list[list[Cell]] = [["tokens per code", *tokens]]
+    for name, model in models.items():
+        usage = model.means("level_usage")
+        rows.append([name, *[None] * (len(tokens) - len(usage)), *usage])
+    columns = ("model", *(f"level {level}" for level in range(len(tokens))))
+    return [Table("Usage per level, %", columns, rows)]
 
 
 def _cell(model: Measured, figure: str) -> Cell:
@@ -174,10 +193,7 @@ def _numeric_plot(
 
 def _confidence_plot(ladder: Group) -> Plot:
     """Mean over seeds of the largest probabilities of an assignment."""
-    lines = {
-        name: [statistics.fmean(values) for values in zip(*(run[-1].confidences for run in model.runs), strict=True)]
-        for name, model in ladder.items()
-    }
+    lines = {name: model.means("confidences") for name, model in ladder.items()}
     count = max(len(line) for line in lines.values())
     labels = [str(rank) for rank in range(1, count + 1)]
     title = "Confidence of the assignments (Figure 5)"

@@ -68,7 +68,7 @@ def test_report_with_every_rung(vae: Path, dataset: Path, extractor: Any, tmp_pa
         )
 
     report = run()
-    ideas, levels, random, rivals = report.tables
+    ideas, levels, random, rivals, usage = report.tables
     columns = list(ideas.columns)
     assert [row[0] for row in ideas.rows] == [*ladder([(1, 1)], 1), "the VAE itself"]
     assert [row[columns.index("levels")] for row in ideas.rows] == [1, 2, 2, 2, None]
@@ -80,6 +80,9 @@ def test_report_with_every_rung(vae: Path, dataset: Path, extractor: Any, tmp_pa
     bits = {row[0]: row[columns.index("bits per image")] for row in rivals.rows}
     assert bits["scalar (TokenBridge), 16 bins"] == bits["iFSQ, 16 bins"] == 4 * 16 * 4
     assert bits["Gaussian codebook (GQ), 4 channels per code"] == 16 * 3
+    assert usage.rows[0] == ["tokens per code", 12 * 4 / 8, 12 * 16 / 8]
+    assert [row[0] for row in usage.rows[1:]] == [row[0] for table in (ideas, random) for row in table.rows[:-1]]
+    assert usage.rows[1][1] is None and all(0 < row[2] <= 100 for row in usage.rows[1:])  # direct VQ has one level
     assert "±" in str(ideas.rows[0][columns.index("PSNR dB")])
     assert all(figure.value is not None and figure.spread is not None for figure in report.figures)
     assert not any("adapted on" in warning for warning in report.warnings)
