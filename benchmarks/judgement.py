@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from coda.tokenizer.images.imagenet import imagenet_classes, index_of_wnid
 
+from .comparison import sample_size_warnings
 from .features.distances import (
     FeatureSet,
     Statistics,
@@ -59,17 +61,17 @@ def judgement_report(
         "right class, %", "distance to the nearest training image",
     )  # fmt: skip
     rows: list[list[Cell]] = []
-    hits = {kind.name: right_classes(kind, class_names) for kind in kinds}
+    hits: dict[str, Any] = {kind.name: right_classes(kind, class_names) for kind in kinds}
     for kind in kinds:
         pooled, hit = kind.features.pooled, hits[kind.name]
         distances = (frechet_distance(Statistics.of(some), reference) for some in (pooled, pooled[:smallest]))
         shares = precision_recall(pooled, real, seed)
         rows.append([
             kind.name, len(pooled), *distances, kernel_distance(pooled, real, seed).mean,
-            shares and shares.precision, shares and shares.recall,
+            shares.precision if shares else None, shares.recall if shares else None,
             None if hit is None else 100 * float(hit.float().mean()), float(nearest_neighbors(pooled, real)[0].mean()),
         ])  # fmt: skip
-    samples, unseen, reconstructions = (dict(zip(columns, row, strict=True)) for row in rows[:3])
+    samples, unseen, reconstructions = (dict[str, Any](zip(columns, row, strict=True)) for row in rows[:3])
     right, near = columns[-2:]
     figures = [
         Figure(names.distance, samples[names.distance], note=f"{samples['N']} samples against {len(real)} images"),
@@ -82,7 +84,7 @@ def judgement_report(
     tables = [Table("Between floor and ceiling", columns, rows)]
     if None not in hits.values():
         tables.append(_per_class(kinds[:3], hits, class_names))
-    return Report("Generator", figures, {}, tables)
+    return Report("Generator", figures, {}, tables, sample_size_warnings(smallest, real.shape[1], names.distance))
 
 
 def right_classes(kind: Judged, class_names: Mapping[int, str] | None) -> torch.Tensor | None:
@@ -105,13 +107,12 @@ def shown_class(index: int, class_names: Mapping[int, str] | None) -> str:
     return f"{index} {name if known is None else imagenet_classes()[known].names[0]}".strip()
 
 
-def _ratio(name: str, value: Cell, of: Cell, note: str) -> Figure:
-    ratio = value / of if isinstance(value, float) and isinstance(of, float) and of else None
-    return Figure(name, ratio, note=note)
+def _ratio(name: str, value: float | None, of: float | None, note: str) -> Figure:
+    return Figure(name, None if value is None or not of else value / of, note=note)
 
 
 def _per_class(
-    kinds: Sequence[Judged], hits: Mapping[str, torch.Tensor | None], class_names: Mapping[int, str] | None
+    kinds: Sequence[Judged], hits: Mapping[str, torch.Tensor], class_names: Mapping[int, str] | None
 ) -> Table:
     rows: list[list[Cell]] = []
     for index in sorted(set(kinds[0].labels)):

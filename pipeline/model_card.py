@@ -9,6 +9,8 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from coda.tokenizer.foundation.errors import CodaError, shown
@@ -65,7 +67,7 @@ An image is {tokens:,} codes of {bits_per_code:.3g} bits: {bits:,.0f} bits, {bit
 ## Classes
 
 {classes}
-
+{sections}
 ## Limits
 
 It generates the classes above only, at this one size, with the biases of the images that it was trained on. Images are
@@ -73,8 +75,14 @@ sampled at random: look at them before you publish them.
 """
 
 
-def model_card(pipeline: CodaPipeline, place: str) -> str:
-    """The text of README.md for `pipeline`, saved at `place` (a folder's name or a hub id)."""
+def model_card(pipeline: CodaPipeline, place: str, sections: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The text of README.md.
+
+    Args:
+        pipeline: What is described.
+        place: Where it is saved: a folder's name or a hub id.
+        sections: Further sections, such as how it was trained: Markdown by heading.
+    """
     layout, (height, width) = pipeline.tokenizer.layout, pipeline.tokenizer.size
     bits_per_code = math.log2(layout.codebook_size)
     table, transformer = pipeline.classes, pipeline.transformer
@@ -108,6 +116,7 @@ def model_card(pipeline: CodaPipeline, place: str) -> str:
         bits_per_pixel=layout.num_tokens * bits_per_code / (height * width),
         fingerprint=f"The transformer was trained on codes of the tokenizer `{fingerprint}`.\n" if fingerprint else "",
         classes=", ".join(spelled) or "None: it was trained on images without labels.",
+        sections="".join(f"\n## {heading}\n\n{text}\n" for heading, text in sections.items()),
     )
 
 

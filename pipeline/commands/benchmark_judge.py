@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from coda import benchmarks
 from coda.benchmarks.settings import JudgeSettings
 from coda.generator.settings import SamplingSettings
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.settings import RunOptions
 
-from ..cli.arguments import Help, UsageError, Without
+from ..cli.arguments import Help, Without
 from .flags import Data, ModelOptions, Out, Placement
 from .model import open_pipeline, sampler_of, sampling_record
 from .output import ending_of
+
+if TYPE_CHECKING:
+    from coda.benchmarks import Report
+    from coda.tokenizer.images import ImageSource
+
+    from ..coda_pipeline import CodaPipeline
 
 
 def judge(
@@ -38,19 +45,28 @@ def judge(
         coda benchmark judge --data "train-*.parquet" --validation "val-*.parquet" --num-classes 1000
     """
     pipeline = open_pipeline(source, Placement(run.device))
+    return ending_of(judge_pipeline(pipeline, source.model, data, validation, out, settings, run, sampling), out)
+
+
+def judge_pipeline(
+    pipeline: CodaPipeline,
+    model: str,
+    data: str | ImageSource,
+    validation: str | ImageSource,
+    out: Path,
+    settings: JudgeSettings,
+    run: RunOptions,
+    sampling: SamplingSettings = SamplingSettings(),
+) -> Report:
+    """`benchmarks.judge_generator` for a pipeline on its device, which the report calls `model`."""
+    from coda.tokenizer.fingerprint import weights_digest
+
     known = pipeline.classes
     if not known.seen:
-        raise UsageError("--model knows no classes; coda benchmark gfid measures models without classes")
+        raise CodaError(f"{model} knows no classes; coda benchmark gfid measures models without classes")
     names = {i: known[i].wnid or ", ".join(known[i].names) for i in known.seen}
-    report = benchmarks.judge_generator(
-        sampler_of(pipeline, sampling),
-        pipeline.tokenizer,
-        data,
-        validation,
-        out,
-        settings,
-        run,
-        names if any(names.values()) else None,
-        sampling_record(pipeline, source.model, sampling),
-    )
-    return ending_of(report, out)
+    record = sampling_record(pipeline, model, sampling) | {"weights": weights_digest("", pipeline.transformer)}
+    return benchmarks.judge_generator(
+        sampler_of(pipeline, sampling), pipeline.tokenizer, data, validation, out, settings, run,
+        names if any(names.values()) else None, record,
+    )  # fmt: skip

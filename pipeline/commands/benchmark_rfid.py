@@ -35,8 +35,6 @@ def rfid(
     """
     continuous = None if vae is None else library.load_vae(vae)
     return ending_of(
-        benchmarks.reconstruction_metrics(
-            tokenizer_place(tokenizer_place(tokenizer)), data, out, settings, run, continuous
-        ),
+        benchmarks.reconstruction_metrics(tokenizer_place(tokenizer), data, out, settings, run, continuous),
         out,
     )

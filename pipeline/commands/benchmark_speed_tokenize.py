@@ -28,6 +28,4 @@ def speed_tokenize(
     Examples:
         coda benchmark speed-tokenize --tokenizer runs/tokenizer --data photos --limit 5000
     """
-    return ending_of(
-        benchmarks.tokenizing_speed(tokenizer_place(tokenizer_place(tokenizer)), data, out, settings, run), out
-    )
+    return ending_of(benchmarks.tokenizing_speed(tokenizer_place(tokenizer), data, out, settings, run), out)

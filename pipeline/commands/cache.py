@@ -53,7 +53,5 @@ def import_cache(
     """
     from coda.tokenizer import import_npy
 
-    cache = import_npy(
-        directory, tokenizer_place(tokenizer_place(tokenizer)), out, shard_size=shard_size, overwrite=overwrite
-    )
+    cache = import_npy(directory, tokenizer_place(tokenizer), out, shard_size=shard_size, overwrite=overwrite)
     return f"Made a code cache of {cache.num_images:,} images in {cache.path}"

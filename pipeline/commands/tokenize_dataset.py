@@ -31,7 +31,7 @@ def tokenize_dataset(
         coda tokenize-dataset --data "train-{000..255}.tar" --part 2/4 --out runs/cache-2 --workers 8
         torchrun --nproc-per-node 8 --no-python coda tokenize-dataset --data photos --workers 4
     """
-    summary = library.tokenize_dataset(tokenizer_place(tokenizer_place(tokenizer)), data, out, settings, run)
+    summary = library.tokenize_dataset(tokenizer_place(tokenizer), data, out, settings, run)
     left_out = len(summary.skipped)
     items = f"{summary.images + left_out:,} items, {left_out:,} of them broken and left out"
     labels = f"{summary.num_classes:,} classes" if summary.num_classes else "no labels"
