@@ -5,15 +5,17 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # Without CUDA: the CPU build that everything here was tested with.
 TORCH  ?= torch==2.13.0
+CLASS  ?=
 DATA   ?=
 OUT    ?= runs/demo
 
-.PHONY: help setup sample test test-slow check clean
+.PHONY: help setup sample demo test test-slow check clean
 
 help:
-	@echo "make sample [DATA=folder]  the whole chain at small scale, ending with an image grid in $(OUT)"
-	@echo "make test                  format, lint, types and tests"
-	@echo "make test-slow             the published tokenizers at full size, in minutes"
+	@echo "make sample [CLASS=207]   images of the bundled model, and a grid of them: runs/samples/grid.png"
+	@echo "make demo [DATA=folder]   the whole chain at small scale, ending with an image grid in $(OUT)"
+	@echo "make test                 format, lint, types and tests"
+	@echo "make test-slow            the published tokenizers at full size, in minutes"
 
 setup: $(READY)
 
@@ -26,6 +28,9 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 sample: $(READY)
+	$(BIN)/coda sample --num 16 --out runs/samples --overwrite $(if $(CLASS),--class "$(CLASS)")
+
+demo: $(READY)
 	$(BIN)/python -m coda.pipeline.demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 check: $(READY) build/mypy/coda
