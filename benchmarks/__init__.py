@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .judge_generator import judge_generator
     from .reconstruction import reconstruction_metrics
     from .reports.report import Figure, Report, Table
+    from .sweep import sweep
     from .timing.speed import speed
     from .timing.tokenizing import tokenizing_speed
 
@@ -23,6 +24,7 @@ __all__ = lazy_package(
         ".judge_generator": ["judge_generator"],
         ".reconstruction": ["reconstruction_metrics"],
         ".reports.report": ["Figure", "Report", "Table"],
+        ".sweep": ["sweep"],
         ".timing.speed": ["speed"],
         ".timing.tokenizing": ["tokenizing_speed"],
     },

@@ -72,6 +72,15 @@ class JudgeSettings(MeasureSettings):
 
 
 @dataclass(frozen=True)
+class SweepSettings(MeasureSettings):
+    """Settings of `sweep`."""
+
+    minutes: Positive = setting(30.0, "Time limit of the search; with its last measurements it may take a little more.")
+    num_images: Annotated[int, Range(2)] = setting(500, "Samples of every choice of settings.")
+    limit: Annotated[int, Range(2)] = setting(5000, "Compare with at most this many images, drawn by the seed.")
+
+
+@dataclass(frozen=True)
 class AblationSettings(ReconstructionSettings):
     """Settings of `ablation`."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ ORDERS = ("confidence", "halton", "random")
 # predict(codes (B, n) of one level, prefix (B, C, h, w), level, cells (B, m), guidance scale)
 #   -> blocks of logits (r, K); all blocks together are the B·m rows of `cells`, in order
 Predict = Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor, float], Iterable[torch.Tensor]]
+
+# draw(logits (r, K), uniform (r,)) -> codes (r,) and their log-probabilities (r,)
+Draw = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,9 @@ def sample_codes(
     temperature: float = 1.0,
     confidence_noise: float = 4.5,
     mask_schedule: str = "cosine",
+    top_k: int = 0,
+    top_p: float = 1.0,
+    redraw: float = 0.0,
     guidance: Callable[[float], float] = lambda progress: 1.0,
     known: tuple[torch.Tensor, torch.Tensor] | None = None,
     on_step: Hook | None = None,
@@ -84,6 +91,10 @@ def sample_codes(
         temperature: Divides the logits; 0 takes the most likely code.
         confidence_noise: Gumbel noise on the confidence, annealed to 0 over a level's steps ("confidence" only).
         mask_schedule: Schedule of `mask_ratio`; the model was trained with one of them.
+        top_k: Draw from the k most likely codes only; 0 for all.
+        top_p: Draw from the most likely codes that together have this probability.
+        redraw: Share of a finished level's cells that are masked and drawn once more, without guidance: those whose
+            codes were least likely when they were drawn (as HMAR, arXiv 2506.04421, and SRDD, 2509.22636).
         guidance: Guidance scale as a function of progress in [0, 1] through all steps.
         known: (codes (B, T), keep (B, T) bool): cells that are given and stay as they are.
         on_step: Called after every step.
@@ -105,11 +116,12 @@ def sample_codes(
             prefix,
             level,
             steps,
-            draw_noise(generators, steps[level], grid, device),
+            draw_noise(generators, steps[level] + (redraw > 0), grid, device),
             order=order,
-            temperature=temperature,
             confidence_noise=confidence_noise,
             mask_schedule=mask_schedule,
+            draw=partial(draw_codes, temperature=temperature, top_k=top_k, top_p=top_p),
+            redraw=redraw,
             guidance=guidance,
             on_step=on_step,
         )
@@ -132,21 +144,24 @@ def fill_level(
     noise: LevelNoise,
     *,
     order: str,
-    temperature: float,
     confidence_noise: float,
     mask_schedule: str,
+    draw: Draw,
+    redraw: float,
     guidance: Callable[[float], float],
     on_step: Hook | None = None,
 ) -> torch.Tensor:
     """Fill the masked cells of one level: the loop over steps.
 
-    `codes` (B, T) are K where a cell is masked, `prefix` (B, C, h, w) is the prefix latent before the level; all else
-    is as in `sample_codes`. Returns codes (B, T) in which no cell of the level is masked.
+    `codes` (B, T) are K where a cell is masked, `prefix` (B, C, h, w) is the prefix latent before the level, `draw` is
+    `draw_codes` with its settings; all else is as in `sample_codes`. Returns codes (B, T) in which no cell of the level
+    is masked.
     """
     mask, index, total = layout.codebook_size, sum(steps[:level]), sum(steps)
     cells = slice(layout.offsets[level], layout.offsets[level + 1])
     ranks = _planned_ranks(order, layout.sides[level], noise)
     masked_after = masked_after_step((codes[:, cells] == mask).sum(dim=1), steps[level], mask_schedule)  # (steps, B)
+    likelihood = torch.full_like(noise.gumbel[:, 0], torch.inf)  # (B, n) log p of the codes that are drawn here
     for step in range(steps[level]):
         filled = codes[:, cells]
         masked = filled == mask
@@ -157,19 +172,33 @@ def fill_level(
             position = (~masked).long() if ranks is None else torch.where(masked, ranks, ranks.shape[1])
             chosen = position.argsort(dim=1, stable=True)[:, : int(needed.max())]  # (B, m)
             logits = predict(filled, prefix, level, chosen, guidance((index + 0.5) / total))
-            drawn, log_p = _draw_cells(logits, noise.choice[:, step].gather(1, chosen), temperature)
+            drawn, log_p = _draw_cells(logits, noise.choice[:, step].gather(1, chosen), draw)
             place = torch.arange(chosen.shape[1], device=codes.device)
             if ranks is None:  # MaskGIT, Section 3.2: the most confident first, with annealed Gumbel noise
                 annealed = confidence_noise * (1 - (step + 1) / steps[level])
                 score = log_p + annealed * noise.gumbel[:, step].gather(1, chosen)
                 score = score.masked_fill(place >= needed[:, None], -torch.inf)
                 place = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            kept = torch.where(place < count[:, None], drawn, filled.gather(1, chosen))
-            codes = torch.cat([codes[:, : cells.start], filled.scatter(1, chosen, kept), codes[:, cells.stop :]], dim=1)
+            new = place < count[:, None]
+            kept = torch.where(new, drawn, filled.gather(1, chosen))
+            likelihood = likelihood.scatter(1, chosen, log_p.where(new, likelihood.gather(1, chosen)))
+            codes = _with_level(codes, cells, filled.scatter(1, chosen, kept))
         replaced = on_step(SamplingStep(level, step, index, total, codes, prefix)) if on_step is not None else None
         codes = codes if replaced is None else replaced
         index += 1
+    count = (redraw * likelihood.isfinite().sum(dim=1)).long()  # (B,) cells that are drawn once more
+    if int(count.max()) > 0:
+        filled, chosen = codes[:, cells], likelihood.argsort(dim=1, stable=True)[:, : int(count.max())]  # (B, m)
+        new, old = torch.arange(chosen.shape[1], device=codes.device) < count[:, None], filled.gather(1, chosen)
+        logits = predict(filled.scatter(1, chosen, old.masked_fill(new, mask)), prefix, level, chosen, 1.0)
+        drawn, _ = _draw_cells(logits, noise.choice[:, -1].gather(1, chosen), draw)
+        codes = _with_level(codes, cells, filled.scatter(1, chosen, drawn.where(new, old)))
     return codes
+
+
+def _with_level(codes: torch.Tensor, cells: slice, level: torch.Tensor) -> torch.Tensor:
+    """Codes (B, T) with one level (B, n) replaced."""
+    return torch.cat([codes[:, : cells.start], level, codes[:, cells.stop :]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -209,33 +238,47 @@ def _planned_ranks(order: str, grid: Grid, noise: LevelNoise) -> torch.Tensor | 
     raise CodaError(f"order {order!r} is not one of {', '.join(ORDERS)}")
 
 
-def _draw_cells(
-    blocks: Iterable[torch.Tensor], uniform: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw_cells(blocks: Iterable[torch.Tensor], uniform: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a code for every chosen cell, block by block: codes and their log-probabilities, both (B, m)."""
     flat, drawn, first = uniform.flatten(), [], 0
     for logits in blocks:
-        drawn.append(draw_codes(logits, flat[first : first + len(logits)], temperature))
+        drawn.append(draw(logits, flat[first : first + len(logits)]))
         first += len(logits)
     assert first == len(flat), "the predictor returned logits for another number of cells"
     codes, log_p = (torch.cat(parts).view_as(uniform) for parts in zip(*drawn, strict=True))
     return codes, log_p
 
 
-def draw_codes(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_codes(
+    logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one code per row by inverting the cumulative distribution: one random number per row instead of K.
 
-    Takes logits (r, K), `uniform` (r,) in [0, 1) and a temperature, 0 for the most likely code. Returns codes (r,)
-    int64 and their log-probabilities (r,).
+    Takes logits (r, K), `uniform` (r,) in [0, 1), a temperature, 0 for the most likely code, and which codes may be
+    drawn (see `sample_codes`). Returns codes (r,) int64 and their log-probabilities (r,).
     """
     largest, best = logits.max(dim=1, keepdim=True)
     # exp is many times slower on a CPU where it underflows; e^-80 is negligible beside the largest logit's 1.
     logits = logits.sub(largest).div_(temperature or 1.0).clamp_(min=-80)
-    mass = logits.exp().cumsum(dim=1)  # (r, K), cumulative and not normalized
+    mass = _most_likely(logits.exp(), top_k, top_p).cumsum(dim=1)  # (r, K), cumulative and not normalized
     total = mass[:, -1:]
     # 1 - uniform is in (0, 1], so the code found has probability > 0 at both ends.
     codes = best if temperature == 0 else torch.searchsorted(mass, (1 - uniform[:, None]) * total)
     return codes[:, 0], (logits.gather(1, codes) - total.log())[:, 0]
+
+
+def _most_likely(mass: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """Mass (r, K), 0 where a code is not among the most likely ones."""
+    if 0 < top_k < mass.shape[1]:
+        mass = mass.where(mass >= mass.topk(top_k, dim=1).values[:, -1:], 0.0)
+    if top_p < 1:
+        ordered = mass.sort(dim=1, descending=True).values
+        before = ordered.cumsum(dim=1) - ordered  # mass of the codes that are more likely
+        least = ordered.masked_fill(before >= top_p * mass.sum(dim=1, keepdim=True), torch.inf).amin(
+            dim=1, keepdim=True
+        )
+        mass = mass.where(mass >= least, 0.0)
+    return mass
 
 
 def _check_known(

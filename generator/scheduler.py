@@ -9,12 +9,12 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from coda.tokenizer.foundation.bounds import check_number
+from coda.tokenizer.foundation.bounds import check_integer, check_number
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.layout import CodeLayout
 
 from .sampling import ORDERS, Hook, Predict, sample_codes
-from .schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES, guidance_scale_at, steps_per_level
+from .schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES, STEP_SHARES, guidance_scale_at, steps_per_level
 
 
 class MaskGitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both name their config file
@@ -29,6 +29,12 @@ class MaskGitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
         guidance_scale: Classifier-free guidance as in diffusers; 1 is none.
         guidance_schedule: "constant", or growing over the interval: "linear", "cosine".
         guidance_interval: (first, last) in [0, 1] of progress through all steps; no guidance outside of it.
+        step_share: How one number of steps is split over the levels: "sqrt" or "equal" (see `steps_per_level`).
+        top_k: Draw from the k most likely codes only; 0 for all.
+        top_p: Draw from the most likely codes that together have this probability.
+        redraw: Share of every finished level's cells, the least likely, that are drawn once more without guidance.
+
+    The defaults are those of configs that do not name a setting; `train_maskgit` writes all of them.
 
     Raises:
         CodaError: If a setting is unknown or out of range.
@@ -47,17 +53,27 @@ class MaskGitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
         guidance_scale: float = 2.0,
         guidance_schedule: str = "constant",
         guidance_interval: Sequence[float] = (0.0, 1.0),
+        step_share: str = "sqrt",
+        top_k: int = 0,
+        top_p: float = 1.0,
+        redraw: float = 0.0,
     ) -> None:
         for name, value, known in (
             ("order", order, ORDERS),
             ("mask_schedule", mask_schedule, MASK_SCHEDULES),
             ("guidance_schedule", guidance_schedule, GUIDANCE_SCHEDULES),
+            ("step_share", step_share, STEP_SHARES),
         ):
             if value not in known:
                 raise CodaError(f"{name} {value!r} is not one of {', '.join(known)}")
         check_number("temperature", temperature, low=0)
         check_number("confidence_noise", confidence_noise, low=0)
         check_number("guidance_scale", guidance_scale)
+        check_integer("top_k", top_k, 0, 2**62)
+        check_number("top_p", top_p, positive=True)
+        check_number("redraw", redraw, low=0)
+        if max(top_p, redraw) > 1:
+            raise CodaError(f"top_p {top_p} and redraw {redraw} are shares, at most 1")
         pair = isinstance(guidance_interval, Sequence) and len(guidance_interval) == 2
         if not pair or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
             raise CodaError(f"guidance_interval {guidance_interval!r} is not (first, last) within [0, 1]")
@@ -83,7 +99,7 @@ class MaskGitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
             CodaError: If there are fewer steps than levels.
         """
         wanted = self.config["num_inference_steps"] if num_inference_steps is None else num_inference_steps
-        self.steps = steps_per_level(wanted, layout)
+        self.steps = steps_per_level(wanted, layout, self.config["step_share"])
         self.timesteps = torch.arange(sum(self.steps))
 
     def sample(
@@ -115,6 +131,9 @@ class MaskGitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # bo
             temperature=config["temperature"],
             confidence_noise=config["confidence_noise"],
             mask_schedule=config["mask_schedule"],
+            top_k=config["top_k"],
+            top_p=config["top_p"],
+            redraw=config["redraw"],
             guidance=lambda progress: guidance_scale_at(progress, scale, config["guidance_schedule"], (first, last)),
             known=known,
             on_step=on_step,

@@ -13,6 +13,7 @@ from coda.tokenizer.layout import CodeLayout
 
 MASK_SCHEDULES = ("cosine", "arccos", "linear")
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
+STEP_SHARES = ("sqrt", "equal")
 MOST_STEPS = 10_000  # of one level: each step of a level holds random numbers for all its cells
 
 
@@ -62,19 +63,23 @@ def guidance_scale_at(
     raise CodaError(f"guidance schedule {schedule!r} is not one of {', '.join(GUIDANCE_SCHEDULES)}")
 
 
-def steps_per_level(steps: int | Sequence[int], layout: CodeLayout) -> tuple[int, ...]:
+def steps_per_level(steps: int | Sequence[int], layout: CodeLayout, share: str = "sqrt") -> tuple[int, ...]:
     """Steps of each level.
 
     Args:
-        steps: Steps of each level, or one number for all together. That is split in proportion to the square root of
-            a level's number of cells; every level gets at least one step, at most as many as it has cells. Sides
-            1 2 3 4 6 8 take 16 steps as 1 1 2 3 4 5.
+        steps: Steps of each level, or one number for all together; then every level gets at least one step, at most as
+            many as it has cells.
         layout: Layout of the codes.
+        share: How one number is split. "sqrt": in proportion to the square root of a level's cells; sides 1 2 3 4 6 8
+            take 16 steps as 1 1 2 3 4 5. "equal": in equal parts, and what is over to the coarser levels, where HMAR
+            (arXiv 2506.04421, Section 4.4) finds that steps pay; 1 3 3 3 3 3.
 
     Raises:
-        CodaError: If there are fewer steps than levels, or not one number per level.
+        CodaError: If there are fewer steps than levels, not one number per level, or no such share.
     """
     levels = layout.num_levels
+    if share not in STEP_SHARES:
+        raise CodaError(f"step share {share!r} is not one of {', '.join(STEP_SHARES)}")
     if not isinstance(steps, Integral):
         given = list(steps) if isinstance(steps, Iterable) else [steps]
         if len(given) != levels or not all(isinstance(n, Integral) and 1 <= n <= MOST_STEPS for n in given):
@@ -86,7 +91,10 @@ def steps_per_level(steps: int | Sequence[int], layout: CodeLayout) -> tuple[int
     cells = [h * w for h, w in layout.sides]
     shared = [1] * levels
     for _ in range(min(int(steps), sum(cells)) - levels):
-        # The level furthest behind its share takes the next step; the later one of equals.
+        # The level furthest behind its share takes the next step; of equals the later one, or the coarser one.
         waiting = [i for i in range(levels) if shared[i] < cells[i]]
-        shared[max(waiting, key=lambda i: (math.sqrt(cells[i]) / (shared[i] + 0.5), i))] += 1
+        if share == "sqrt":
+            shared[max(waiting, key=lambda i: (math.sqrt(cells[i]) / (shared[i] + 0.5), i))] += 1
+        else:
+            shared[min(waiting, key=lambda i: (shared[i], i))] += 1
     return tuple(shared)

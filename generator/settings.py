@@ -97,4 +97,22 @@ class SamplingSettings(Settings):
     guidance: Annotated[float, Range(0, 1000)] | None = setting(
         None, "Classifier-free guidance scale; 1 turns it off; by default the model's."
     )
+    guidance_schedule: Literal["constant", "linear", "cosine"] | None = setting(
+        None, "Guidance from the first step on (constant), or growing from 1; by default the model's."
+    )
+    temperature: Weight | None = setting(
+        None, "Temperature of the codes; 0 takes the most likely one; by default the model's."
+    )
+    noise: Weight | None = setting(
+        None, "Gumbel noise on the confidence that orders the cells; by default the model's."
+    )
+    top_k: Natural | None = setting(
+        None, "Draw from so many of the most likely codes; 0 for all; by default the model's."
+    )
+    top_p: Annotated[Fraction, Range(0, 1, open_low=True)] | None = setting(
+        None, "Draw from the most likely codes that together have this probability; by default the model's."
+    )
+    redraw: Fraction | None = setting(
+        None, "Share of a finished level's codes, the least likely, to draw once more; by default the model's."
+    )
     seed: Seed = setting(0, "Seed for all randomness.")

@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "inspect:inspect",
     "train-maskgit": "train_maskgit:train_maskgit",
     "sample": "sample:sample",
+    "sweep": "sweep:sweep",
     "edit inpaint": "edit:inpaint",
     "edit outpaint": "edit:outpaint",
     "edit vary": "edit:vary",

@@ -45,12 +45,12 @@ def gfid(
     """
     sampled: dict[str, Any] = {"samples": samples}
     if samples is None:
-        pipeline = open_pipeline(source, Placement(run.device, dtype))
+        pipeline = open_pipeline(source, Placement(run.device, dtype), sampling)
         known = pipeline.classes
         classes = find_classes(class_, known) or None
         sampled = {
-            "samples": sampler_of(pipeline, sampling),
-            "sampling": sampling_record(pipeline, source.model, sampling),
+            "samples": sampler_of(pipeline),
+            "sampling": sampling_record(pipeline, source.model),
             "classes": classes if known.seen else [0],  # ignored by a model without classes
             "class_names": {i: known[i].wnid or ", ".join(known[i].names) for i in known.seen} or None,
         }

@@ -44,8 +44,8 @@ def judge(
     Examples:
         coda benchmark judge --data "train-*.parquet" --validation "val-*.parquet" --num-classes 1000
     """
-    pipeline = open_pipeline(source, Placement(run.device))
-    return ending_of(judge_pipeline(pipeline, source.model, data, validation, out, settings, run, sampling), out)
+    pipeline = open_pipeline(source, Placement(run.device), sampling)
+    return ending_of(judge_pipeline(pipeline, source.model, data, validation, out, settings, run), out)
 
 
 def judge_pipeline(
@@ -56,7 +56,6 @@ def judge_pipeline(
     out: Path,
     settings: JudgeSettings,
     run: RunOptions,
-    sampling: SamplingSettings = SamplingSettings(),
 ) -> Report:
     """`benchmarks.judge_generator` for a pipeline on its device, which the report calls `model`."""
     from coda.tokenizer.fingerprint import weights_digest
@@ -65,8 +64,8 @@ def judge_pipeline(
     if not known.seen:
         raise CodaError(f"{model} knows no classes; coda benchmark gfid measures models without classes")
     names = {i: known[i].wnid or ", ".join(known[i].names) for i in known.seen}
-    record = sampling_record(pipeline, model, sampling) | {"weights": weights_digest("", pipeline.transformer)}
+    record = sampling_record(pipeline, model) | {"weights": weights_digest("", pipeline.transformer)}
     return benchmarks.judge_generator(
-        sampler_of(pipeline, sampling), pipeline.tokenizer, data, validation, out, settings, run,
+        sampler_of(pipeline), pipeline.tokenizer, data, validation, out, settings, run,
         names if any(names.values()) else None, record,
     )  # fmt: skip

@@ -39,10 +39,10 @@ def speed_sample(
     """
     sampler = None
     if model is not None:
-        pipeline = open_pipeline(ModelOptions(model, tokenizer), placement)
-        timed, sampler = pipeline.tokenizer, sampler_of(pipeline, sampling)
-    elif tokenizer is None or sampling.steps is not None or sampling.guidance is not None:
-        raise UsageError("--model is missing (or give --tokenizer alone, without --steps and --guidance)")
+        pipeline = open_pipeline(ModelOptions(model, tokenizer), placement, sampling)
+        timed, sampler = pipeline.tokenizer, sampler_of(pipeline)
+    elif tokenizer is None or sampling != SamplingSettings(seed=sampling.seed):
+        raise UsageError("--model is missing (or give --tokenizer alone, without --steps, --guidance and their like)")
     else:
         timed = library.CodaTokenizer.from_pretrained(tokenizer_place(tokenizer))
     settings = replace(settings, seed=sampling.seed)

@@ -15,7 +15,7 @@ from coda.tokenizer.settings import ImageOptions
 
 from ..cli.arguments import Help, Without
 from .flags import ModelOptions, Out, Overwrite, Placement
-from .model import find_class, open_pipeline, sampling_arguments, sampling_record
+from .model import find_class, open_pipeline, sampling_record
 from .output import new_directory
 
 
@@ -151,7 +151,7 @@ def _edit(
 
     how |= {"coverage": options.coverage, "composite": options.composite}
     with new_directory(out, overwrite, mark="edit.json") as folder:
-        pipeline = open_pipeline(options, options)
+        pipeline = open_pipeline(options, options, options)
         label = None if class_ is None else find_class(class_, pipeline.classes)
         seeds = [options.seed + i for i in range(options.num)]
         edit = getattr(editing, kind)(
@@ -162,7 +162,6 @@ def _edit(
             generator=seeds,
             batch_size=options.batch_size,
             max_pixels=options.max_pixels,
-            **sampling_arguments(options),
             **how,
         )
         edit.original.save(folder / "original.png")
@@ -172,6 +171,6 @@ def _edit(
         edit.grid().save(folder / "grid.png")
         made = {"edit": kind, "image": str(image), "class": label, "seeds": seeds, **how}
         measured = {"resampled_codes": edit.resampled, "outside_psnr": edit.outside_psnr}
-        write_json(folder / "edit.json", {**made, **sampling_record(pipeline, options.model, options), **measured})
+        write_json(folder / "edit.json", {**made, **sampling_record(pipeline, options.model), **measured})
     variants = f"{options.num} variant{'s' if options.num > 1 else ''}"
     return f"Made {variants} of {image} in {out}, together in {out / 'grid.png'}"

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 TOKENIZER = "runs/tokenizer"  # the tokenizer of a generator, if none is given
 
 
-def open_pipeline(source: ModelOptions, placement: Placement) -> CodaPipeline:
-    """The pipeline of `--model` and `--tokenizer`, on its device.
+def open_pipeline(source: ModelOptions, placement: Placement, sampling: SamplingSettings | None = None) -> CodaPipeline:
+    """The pipeline of `--model` and `--tokenizer`, on its device; its scheduler as `sampling` asks.
 
     Raises:
         UsageError: If a tokenizer was given although the model is a whole pipeline.
@@ -48,6 +48,9 @@ def open_pipeline(source: ModelOptions, placement: Placement) -> CodaPipeline:
         raise UsageError(f"--tokenizer belongs to a generator; {model} is a whole pipeline (or not a directory)")
     else:
         pipeline = load_whole_pipeline(model)
+    if sampling is not None:
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **_asked(sampling))
+        pipeline.scheduler.set_timesteps(None, pipeline.transformer.layout)
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
     return to_device(pipeline, placement)
 
@@ -111,27 +114,32 @@ def find_class(word: str, classes: ClassTable) -> int:
     return found[0]
 
 
-def sampling_arguments(sampling: SamplingSettings) -> dict[str, Any]:
-    """Steps and guidance as a call of the pipeline takes them."""
+def _asked(sampling: SamplingSettings) -> dict[str, Any]:
+    """The settings that were given, by their names in the scheduler's config."""
     steps = sampling.steps
-    one_or_several = steps[0] if steps is not None and len(steps) == 1 else steps
-    return {"num_inference_steps": one_or_several, "guidance_scale": sampling.guidance}
+    named = {
+        "num_inference_steps": steps[0] if steps is not None and len(steps) == 1 else steps,
+        "guidance_scale": sampling.guidance,
+        "confidence_noise": sampling.noise,
+        **{name: getattr(sampling, name) for name in ("guidance_schedule", "temperature", "top_k", "top_p", "redraw")},
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
-def sampling_record(pipeline: CodaPipeline, model: str, sampling: SamplingSettings) -> dict[str, Any]:
-    """The record of how an image was made: the model, its tokenizer, steps and guidance."""
-    scheduler, given = pipeline.scheduler.config, sampling_arguments(sampling)
+def sampling_record(pipeline: CodaPipeline, model: str) -> dict[str, Any]:
+    """The record of how an image was made: the model, its tokenizer, and the scheduler's settings."""
+    scheduler = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
     return {
         "model": model,
         "tokenizer": pipeline.transformer.config.get("tokenizer_fingerprint"),
-        "steps": given["num_inference_steps"] or scheduler["num_inference_steps"],
-        "guidance": scheduler["guidance_scale"] if sampling.guidance is None else sampling.guidance,
-        **{name: scheduler[name] for name in ("order", "temperature", "confidence_noise", "mask_schedule")},
+        "steps": scheduler.pop("num_inference_steps"),
+        "guidance": scheduler.pop("guidance_scale"),
+        **scheduler,
     }
 
 
 def sampler_of(
-    pipeline: CodaPipeline, sampling: SamplingSettings
+    pipeline: CodaPipeline,
 ) -> Callable[[Sequence[int | None], Sequence[int]], torch.Tensor]:
     """The pipeline as a callable (class indices, seeds) -> images (B, 3, H, W) in [-1, 1], as benchmarks take it.
 
@@ -140,8 +148,8 @@ def sampler_of(
     classless = not pipeline.classes.seen
 
     def sample(labels: Sequence[int | None], seeds: Sequence[int]) -> torch.Tensor:
-        given = {"batch_size": len(seeds), "output_type": "codes", **sampling_arguments(sampling)}
-        sampled: Any = pipeline([None] * len(labels) if classless else labels, generator=seeds, **given)
+        chosen = [None] * len(labels) if classless else labels
+        sampled: Any = pipeline(chosen, generator=seeds, batch_size=len(seeds), output_type="codes")
         return pipeline.decode(sampled.images)
 
     return sample

@@ -13,7 +13,7 @@ from coda.tokenizer.foundation.settings import Count
 
 from ..cli.arguments import Help
 from .flags import BatchSize, Classes, ModelOptions, Out, Overwrite, Placement
-from .model import find_classes, open_pipeline, sampling_arguments, sampling_record
+from .model import find_classes, open_pipeline, sampling_record
 from .output import new_directory
 
 if TYPE_CHECKING:
@@ -45,19 +45,18 @@ def sample(
     from ..seeds import image_seeds
 
     with new_directory(out, overwrite, mark="samples.json") as folder:
-        pipeline = open_pipeline(source, placement)
+        pipeline = open_pipeline(source, placement, sampling)
         chosen = find_classes(class_, pipeline.classes)
         labels = [label for label in chosen for _ in range(num)] or _drawn(pipeline.classes, sampling.seed, num)
         seeds = image_seeds(sampling.seed, labels if chosen else [None] * num)
-        given = {"generator": seeds, "batch_size": batch_size, **sampling_arguments(sampling)}
-        output: Any = pipeline(labels, **given)
+        output: Any = pipeline(labels, generator=seeds, batch_size=batch_size)
         images = output.images
         names = [_name(pipeline.classes, label, seed) for label, seed in zip(labels, seeds, strict=True)]
         for name, image in zip(names, images, strict=True):
             image.save(folder / f"{name}.png")
         labelled_grid(images, names, columns=num if len(chosen) > 1 else None).save(folder / "grid.png")
         made = [{"file": f"{n}.png", "class": c, "seed": s} for n, c, s in zip(names, labels, seeds, strict=True)]
-        record = sampling_record(pipeline, source.model, sampling)
+        record = sampling_record(pipeline, source.model)
         write_json(folder / "samples.json", {**record, "images": made})
     return f"Made {len(names)} image{'s' if len(names) > 1 else ''} in {out}, together in {out / 'grid.png'}"
 

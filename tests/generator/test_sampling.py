@@ -171,6 +171,31 @@ def test_a_code_without_mass_is_never_drawn():
     assert codes.tolist() == [40, 40, 40]
 
 
+def test_only_the_most_likely_codes_are_drawn():
+    logits = torch.tensor([0.4, 0.05, 0.3, 0.25]).log().expand(2_000, 4)
+    uniform = torch.rand(2_000, generator=generators(0)[0])
+    for settings, left in ((dict(top_k=2), {0, 2}), (dict(top_p=0.8), {0, 2, 3}), (dict(top_p=0.7), {0, 2})):
+        codes, log_p = draw_codes(logits, uniform, 1.0, **settings)
+        assert set(codes.tolist()) == left
+        kept = logits[0, sorted(left)].softmax(0)
+        torch.testing.assert_close(log_p[codes == 0][0].exp(), kept[0])
+    assert (draw_codes(logits, uniform, 1.0, top_p=1e-6)[0] == 0).all()
+
+
+def test_the_least_likely_codes_of_a_level_are_drawn_again_without_guidance():
+    predict = Oracle()
+    codes = sample(predict, redraw=0.25, guidance=lambda progress: 3.0)
+    again = [call for call in predict.calls if call[-1] == 1.0]
+    assert [(level, cells.shape[1]) for level, _, cells, _ in again] == [(1, 1), (2, 1), (3, 4)]
+    for _, seen, cells, _ in again:
+        assert ((seen == 11).sum(dim=1) == cells.shape[1]).all() and (seen.gather(1, cells) == 11).all()
+    assert codes.max() < 11 and torch.equal(sample(redraw=0.25, seeds=(1,)), sample(redraw=0.25)[1:2])
+    known = torch.zeros(2, LAYOUT.num_tokens, dtype=torch.long)
+    keep = torch.tensor([[True] * LAYOUT.num_tokens, [False] * LAYOUT.num_tokens])
+    edited = sample(seeds=(4, 5), known=(known, keep), redraw=0.5)
+    assert torch.equal(edited, torch.cat([known[:1], sample(seeds=(5,), redraw=0.5)]))
+
+
 def test_an_unknown_order_is_named():
     with pytest.raises(CodaError, match="'snake' is not one of confidence"):
         sample(order="snake")

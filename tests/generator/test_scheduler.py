@@ -25,14 +25,15 @@ def sample(scheduler, **settings):
 
 
 def test_every_setting_changes_the_samples():
-    plain = sample(MaskGitScheduler())
+    plain = sample(MaskGitScheduler(num_inference_steps=9))
     changes = dict(
-        num_inference_steps=[1, 1, 1], order="halton", temperature=0.3, confidence_noise=0.0, mask_schedule="linear",
+        num_inference_steps=[1, 1, 1], step_share="equal", top_k=2, top_p=0.5, redraw=0.5, order="halton", temperature=0.3, confidence_noise=0.0, mask_schedule="linear",
         guidance_scale=4.0, guidance_schedule="linear", guidance_interval=(0.5, 1.0),
     )  # fmt: skip
     assert changes.keys() == {k for k in MaskGitScheduler().config if not k.startswith("_")}
     for name, value in changes.items():
-        assert not torch.equal(sample(MaskGitScheduler(**{name: value})), plain), name
+        changed = {"num_inference_steps": 9, name: value}
+        assert not torch.equal(sample(MaskGitScheduler(**changed)), plain), name
 
 
 def test_arguments_of_a_call_come_before_the_configuration():
@@ -58,6 +59,7 @@ def test_from_config_replaces_single_settings():
     [
         dict(order="snail"), dict(order=["halton"]), dict(mask_schedule="sine"), dict(guidance_schedule="up"),
         dict(temperature=-1.0), dict(temperature=float("nan")), dict(temperature="hot"), dict(confidence_noise=-1.0),
+        dict(step_share="most"), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.5), dict(redraw=2.0),
         dict(guidance_scale=float("inf")), dict(guidance_interval=(0.7, 0.2)), dict(guidance_interval=(0.2,)),
     ],
 )  # fmt: skip

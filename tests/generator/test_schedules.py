@@ -34,6 +34,15 @@ def test_steps_per_level():
         assert list(shared) == sorted(shared)
 
 
+def test_equal_shares_leave_what_is_over_to_the_coarser_levels():
+    assert steps_per_level(16, LAYOUT, "equal") == (1, 3, 3, 3, 3, 3)
+    assert steps_per_level(18, LAYOUT, "equal") == (1, 4, 4, 3, 3, 3)
+    assert steps_per_level(8, LAYOUT, "equal") == (1, 2, 2, 1, 1, 1)
+    assert steps_per_level(1000, LAYOUT, "equal") == (1, 4, 9, 16, 36, 64)
+    with pytest.raises(CodaError, match="step share 'more' is not one of sqrt, equal"):
+        steps_per_level(16, LAYOUT, "more")
+
+
 @pytest.mark.parametrize("steps", [5, 0, [1, 2], [1, 1, 1, 1, 1, 0], 6.5, [1.5] * 6, [10**9] * 6])
 def test_wrong_steps_are_refused(steps):
     with pytest.raises(CodaError, match="6 levels"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,21 @@ def test_judge_leaves_out_what_the_model_does_not_know(saved: Path, capsys: pyte
     words[-1] = "refused"
     assert main([*words, "--data", "learned", "--validation", folders("few", "cats")]) == 1
     assert "few has no image of class 1 dogs" in capsys.readouterr().err
+
+
+def test_sweep_writes_the_winner_into_the_scheduler(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = shutil.copytree(saved / "generator", "generator")
+    words = ["sweep", "--tokenizer", str(saved / "tokenizer"), "--num-images", "4", "--minutes", "0.001", "--out", "w"]
+    images = ["--reference", folders("some", "golden fish", "cats")]
+    assert main([*words, "--model", str(generator), *images, "--write"]) == 0
+    out = capsys.readouterr().out
+    assert "; the winner is in generator/scheduler/scheduler_config.json" in out and "What was tried" in out
+    config = json.loads(Path("generator/scheduler/scheduler_config.json").read_text())
+    winner = report("w")["provenance"]["winner"]
+    assert winner.keys() == {"guidance_scale", "confidence_noise", "temperature", "num_inference_steps"}
+    assert winner.items() <= config.items()
+    assert main([*words[:2], str(saved), "--write"]) == 2
+    assert "--write needs a directory with a scheduler" in capsys.readouterr().err
 
 
 def test_speed_of_each_part(saved: Path) -> None:

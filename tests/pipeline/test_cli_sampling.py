@@ -62,8 +62,10 @@ def test_steps_and_guidance_reach_the_sampler(saved: Path) -> None:
     assert sample(saved, *base, "--out", "a") == 0
     assert sample(saved, *base, "--out", "b", "--guidance", "9") == 0
     assert sample(saved, *base, "--out", "c", "--steps", "1,1,1,1") == 0
-    images = [Path(out, "0-cats-seed0.png").read_bytes() for out in "abc"]
-    assert len(set(images)) == 3
+    assert sample(saved, *base, "--out", "d", "--temperature", "0.2", "--noise", "0", "--top-k", "9") == 0
+    assert sample(saved, *base, "--out", "e", "--redraw", "0.5", "--guidance-schedule", "linear") == 0
+    images = [Path(out, "0-cats-seed0.png").read_bytes() for out in "abcde"]
+    assert len(set(images)) == 5
     settings = [json.loads(Path(out, "samples.json").read_text()) for out in "bc"]
     assert settings[0]["guidance"] == 9 and settings[1]["steps"] == [1, 1, 1, 1]
 
