@@ -22,7 +22,7 @@ BEST = {"guidance_scale": 4.0, "confidence_noise": 4.5, "temperature": 0.9, "num
 
 
 class Samplers:
-    """Gray images that are the darker the further the settings are from `BEST`; can be interrupted."""
+    """Gray images that are the brighter the further the settings are from `BEST`; can be interrupted."""
 
     def __init__(self, stop_after: int = 1_000, best: dict[str, Any] = BEST) -> None:
         self.choices: list[dict[str, Any]] = []
@@ -37,7 +37,7 @@ class Samplers:
 
         def sample(labels: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
             noise = [torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-            return (torch.stack(noise) / 3 - 0.1 * distance).clamp(-1, 1)
+            return (torch.stack(noise) / 3 + 0.1 * distance).clamp(-1, 1)
 
         return sample
 

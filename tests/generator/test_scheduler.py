@@ -27,7 +27,8 @@ def sample(scheduler, **settings):
 def test_every_setting_changes_the_samples():
     plain = sample(MaskGitScheduler(num_inference_steps=9))
     changes = dict(
-        num_inference_steps=[1, 1, 1], step_share="equal", top_k=2, top_p=0.5, redraw=0.5, order="halton", temperature=0.3, confidence_noise=0.0, mask_schedule="linear",
+        num_inference_steps=[1, 1, 1], order="halton", temperature=0.3, confidence_noise=0.0, mask_schedule="linear",
+        step_share="equal", top_k=2, top_p=0.5, redraw=0.5,
         guidance_scale=4.0, guidance_schedule="linear", guidance_interval=(0.5, 1.0),
     )  # fmt: skip
     assert changes.keys() == {k for k in MaskGitScheduler().config if not k.startswith("_")}
