@@ -41,7 +41,7 @@ def split_samples(cache: CodeCache, settings: MaskGitSettings) -> tuple[torch.Te
 
 
 class CodeValidation:
-    """Held-out codes and labels, kept in memory; all variants of at most about 1,000 images.
+    """Held-out codes and labels: all variants of at most about 1,000 images.
 
     Args:
         cache: Where they are.
@@ -55,11 +55,10 @@ class CodeValidation:
 
     def __init__(self, cache: CodeCache, samples: torch.Tensor, trained: int, settings: MaskGitSettings) -> None:
         self.what = f"{settings.batch_size} of the codes of {trained:,} images a step, {len(samples):,} held out"
-        self._settings, self._layout = settings, cache.layout
-        self._codes, self._labels = cache.batch(samples)
+        self._cache, self._samples, self._settings = cache, samples, settings
 
     def __len__(self) -> int:
-        return len(self._codes)
+        return len(self._samples)
 
     def interval(self, steps: int) -> int:
         """Steps between validations, in a training of so many steps."""
@@ -76,11 +75,10 @@ class CodeValidation:
             device: Where the model is.
             label: Not used; there is no sheet.
         """
-        layout, law = self._layout, self._settings.mask_law
+        layout, law = self._cache.layout, self._settings.mask_law
         batches, cells = [], []
-        for number, (codes, labels) in enumerate(
-            zip(self._codes.split(_BATCH), self._labels.split(_BATCH), strict=True)
-        ):
+        for number, samples in enumerate(self._samples.split(_BATCH)):
+            codes, labels = self._cache.batch(samples)
             draw = draw_training(layout, len(codes), step_generator(0, number, "validation"), law).to(device)
             batches.append((codes.to(device), labels.to(device), draw))
             cells.append(draw.mean_masked * len(codes))

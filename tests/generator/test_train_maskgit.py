@@ -58,7 +58,7 @@ def test_it_learns_what_a_class_looks_like_and_samples_it(cache, prototypes, tmp
     agreement = (codes[:, None] == prototypes[None]).float().mean(dim=2)  # (24, classes)
     assert (agreement.argmax(dim=1) == labels).all()
     assert agreement.gather(1, labels[:, None]).mean() > 0.85
-    losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [json.loads(line).get("loss") for line in (out / "log.jsonl").read_text().splitlines()][1:]
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -97,8 +97,11 @@ def test_a_resumed_run_ends_with_the_same_bytes(cache, plain, tmp_path, content,
 @pytest.fixture(scope="module")
 def best(cache, tmp_path_factory):
     """A generator that overfits, of which the best average is kept."""
-    settings = dict(keep="best", validation_share=0.8, validate_every=2, dropout=0.2, lr=3e-2, ema_decay=0.5, steps=24)
-    return train_maskgit(cache, tmp_path_factory.mktemp("best") / "generator", quick(**settings), CPU)
+    settings = quick(
+        keep="best", validation_share=0.9, validate_every=2, dropout=0.1, lr=5e-2, ema_decay=0.5, steps=28,
+        lr_decay="constant", hidden_size=32,
+    )  # fmt: skip
+    return train_maskgit(cache, tmp_path_factory.mktemp("best") / "generator", settings, CPU)
 
 
 def test_the_best_average_is_kept_also_by_a_resumed_run(cache, best, tmp_path, content, capsys):
@@ -106,10 +109,11 @@ def test_the_best_average_is_kept_also_by_a_resumed_run(cache, best, tmp_path, c
     log = [json.loads(line) for line in (best / "log.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["validation_loss"] for line in log if "validation_loss" in line}
     at = min(losses, key=lambda step: losses[step])
-    assert list(losses) == list(range(0, 25, 2)) and 0 < at < 20 < 24
+    assert list(losses) == list(range(0, 29, 2)) and 0 < at < 24
 
+    dying = DyingCache(cache, at + 5 + 2 * (at // 2 + 2))  # a validation reads two batches
     with pytest.raises(KeyboardInterrupt):
-        train_maskgit(DyingCache(cache, at + 4), tmp_path / "cut", settings, replace(CPU, checkpoint_every=2))
+        train_maskgit(dying, tmp_path / "cut", settings, replace(CPU, checkpoint_every=2))
     assert content(train_maskgit(cache, tmp_path / "cut", settings, CPU)) == content(best)
     end = capsys.readouterr().err.splitlines()[-1]
     assert f"kept {losses[at]:.4g} at step {at}; levels past their best by more than 1 %:" in end
