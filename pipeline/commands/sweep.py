@@ -45,6 +45,7 @@ def sweep(
     from coda.benchmarks.image_sets.image_set import open_image_set
     from coda.benchmarks.sweep import GRID
     from coda.tokenizer.code_cache import CodeCache
+    from coda.tokenizer.fingerprint import weights_digest
     from coda.tokenizer.foundation.atomic_io import write_bytes
 
     if cache is not None and reference is not None:
@@ -68,7 +69,7 @@ def sweep(
         return sampler_of(pipeline)
 
     start = {name: scheduler[name] for name in GRID if isinstance(scheduler[name], int | float)}
-    record = sampling_record(pipeline, source.model)
+    record = sampling_record(pipeline, source.model) | {"weights": weights_digest("", pipeline.transformer)}
     report = benchmarks.sweep(
         sampler_with, found, classes, start, out, settings, run, record, least_steps=layout.num_levels
     )
