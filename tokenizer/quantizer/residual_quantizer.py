@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..foundation.bounds import check_integer, check_number
 from ..foundation.errors import CodaError
@@ -224,13 +225,21 @@ class ResidualQuantizer(StrictModel):
         """Keys (K, d) minus their mean, which adds the same number to all logits of a token.
 
         Keys set by k-means are nearly equal: without centering, logits of 10^4 and more differ by a few nats, and
-        float32 rounds to 10^-3 nats what the entropies multiply by 1/τ. Float64 costs next to nothing here.
+        float32 rounds to 10^-3 nats what the entropies multiply by 1/τ. The difference is taken in float64, of which
+        one block at a time is held. The mean counts as a constant: whatever is subtracted, the gradient is the same.
         """
-        if self.codebook.weight.device.type == "mps":  # has no float64
-            keys = self.keys()
-            return keys - keys.mean(dim=0)
-        keys = call_in_float64(self.norm_k, call_in_float64(self.to_k, self.codebook.weight))
-        return (keys - keys.mean(dim=0)).to(torch.promote_types(self.codebook.weight.dtype, torch.float32))
+        with torch.no_grad():
+            center = self.keys().mean(dim=0)
+
+        def centered(block: torch.Tensor) -> torch.Tensor:
+            if block.device.type == "mps":  # has no float64
+                return self._keys(block) - center
+            return (call_in_float64(self.norm_k, call_in_float64(self.to_k, block)) - center).to(center.dtype)
+
+        blocks = self.codebook.weight.split(_KEYS_AT_ONCE)
+        return torch.cat(
+            [checkpoint(centered, block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
+        )
 
     def _keys(self, codebook: torch.Tensor) -> torch.Tensor:
         return call_in_float32(self.norm_k, call_in_float32(self.to_k, codebook))
