@@ -265,6 +265,14 @@ class CodaPipeline(DiffusionPipeline):
         vae = self._loaded("vae")
         return torch.cat([vae.decode(latent).clamp(-1, 1).float() for latent in latents])
 
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """As in diffusers: layers come from the CPU to an accelerator one by one."""
+        if torch.device(device or torch.accelerator.current_accelerator() or "cpu").type == "cpu":
+            raise CodaError("sequential offloading needs an accelerator: on the CPU there is nothing to move")
+        super().enable_sequential_cpu_offload(gpu_id, device)
+
     def _loaded(self, name: str) -> Any:
         """A component, on the execution device.
 

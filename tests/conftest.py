@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,20 +60,42 @@ def content() -> Callable[[Path], dict[str, bytes]]:
 
 
 @pytest.fixture(scope="session")
-def mebibytes() -> Callable[..., float]:
-    """`mebibytes(prepare, code, *words)`: what `code` takes above what `prepare` took, in a process of its own.
+def fresh() -> Callable[..., Any]:
+    """`fresh(code, *words)` starts code in a process of its own, where nothing but imports has happened yet.
 
-    A fresh process, since one that has run other tests reuses memory that they freed and grows by nothing.
-    `prepare` should run a small case, so that libraries are loaded and their buffers made; `words` are `sys.argv[1:]`.
+    It is forked from a server that has imported the packages, which takes seconds. `words` are its `sys.argv[1:]`; what
+    it gives to `send` can be received from the connection that is returned with the process.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["coda.tokenizer.adapt", "coda.generator.train_maskgit", "coda.pipeline.coda_pipeline"]
+    )
+
+    def start(code: str, *words: object, **environment: str) -> tuple[BaseProcess, Connection]:
+        ours, theirs = context.Pipe()
+        before = f"import os, sys\nsys.argv[1:] = {[*map(str, words)]}\nos.environ |= {environment}\n"
+        process = context.Process(target=exec, args=(before + code, {"send": theirs.send}))
+        process.start()
+        theirs.close()
+        return process, ours
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def mebibytes(fresh: Callable[..., Any]) -> Callable[..., float]:
+    """`mebibytes(prepare, code, *words)`: what `code` takes above what `prepare` took, in a fresh process.
+
+    One that has run other tests reuses memory that they freed and grows by nothing. `prepare` should run a small case,
+    so that libraries' buffers are made.
     """
     if not Path("/proc/self/status").exists():
         pytest.skip("this system does not tell a process its memory")
 
     def used(prepare: str, code: str, *words: object) -> float:
-        script = f"{PEAK}\n{prepare}\nbase = peak()\n{code}\nprint(peak() - base)\n"
-        command = [sys.executable, "-c", script, *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return float(done.stdout)
+        process, connection = fresh(f"{PEAK}\n{prepare}\nbase = peak()\n{code}\nsend(peak() - base)\n", *words)
+        process.join()
+        assert process.exitcode == 0  # its traceback is on stderr
+        return connection.recv()
 
     return used

@@ -37,7 +37,7 @@ from coda.tokenizer.settings import AdaptSettings, RunOptions, VaeSettings
 from coda.tokenizer.train_vae import train_vae
 from coda.tokenizer.vae.continuous_vae import measure_normalization
 
-STEPS = 20
+STEPS = 10
 KEPT = (1, STEPS // 2 + 1, STEPS)  # after the first step of all, after that of a second phase, and near the end
 BATCH = 8
 RUN = RunOptions(device="cpu", checkpoint_every=1)

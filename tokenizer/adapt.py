@@ -20,6 +20,7 @@ from peft import get_peft_model_state_dict
 
 from .fingerprint import weights_digest
 from .foundation.atomic_io import save_tensors
+from .foundation.distributed import Processes
 from .foundation.errors import CodaError
 from .foundation.launcher import check_batch_size, rank_and_world_size
 from .foundation.progress import progress
@@ -162,8 +163,9 @@ def _train(
                 bar.advance(0, loss=figures["loss"], psnr=figures["psnr"], codes=figures["codes"], **monitor.shown)
                 monitor.log(before + done, **figures, lr=lr, skipped=monitor.skipped())
             phase.checkpoint(done)
-
-    monitor.finish()
+    for others in Processes().gather(source.unreadable):
+        source.unreadable.update(others)
+    monitor.finish(source.describe_unreadable())
     phase.optimizer.use_average()
     directory.finish(lambda folder: _write(folder, tokenizer, settings))
     accelerator.wait_for_everyone()

@@ -124,7 +124,7 @@ def tokenize_dataset(
 def encode_variants(
     tokenizer: CodaTokenizer, accelerator: Accelerator, variants: Sequence[str], pixels: torch.Tensor
 ) -> torch.Tensor:
-    """Encode the variants of a batch of images. Nothing here waits for the accelerator.
+    """Encode the variants of a batch of images. Nothing here waits for the accelerator, not even a check.
 
     Args:
         tokenizer: The tokenizer, on the accelerator.
@@ -133,7 +133,7 @@ def encode_variants(
         pixels: (B, 3, H, W) uint8; (H, W) is `size_for` the variants.
 
     Returns:
-        Codes (B, V, T), on the accelerator.
+        Codes (B, V, T), on the accelerator; -1 where an image's latents are NaN or infinite.
     """
     on_cpu = accelerator.device.type == "cpu"
     at_once = max(1, _CPU_PIXELS // math.prod(tokenizer.size)) if on_cpu else len(pixels)
@@ -141,8 +141,9 @@ def encode_variants(
     codes = []
     for variant in each_variant(images, variants, tokenizer.size):
         with accelerator.autocast():
-            latents = [tokenizer.vae.encode(few) for few in variant.split(at_once)]
-        codes.append(tokenizer.quantizer.encode(torch.cat(latents).float()))
+            latents = torch.cat([tokenizer.vae.encode(few, check=False) for few in variant.split(at_once)]).float()
+        finite = latents.isfinite().flatten(1).all(dim=1, keepdim=True)
+        codes.append(tokenizer.quantizer.encode(latents, check=False).where(finite, -1))
     return torch.stack(codes, dim=1)
 
 

@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from .foundation.distributed import Processes
 from .foundation.errors import CodaError
 from .foundation.launcher import check_batch_size, rank_and_world_size
 from .foundation.progress import progress
@@ -147,8 +148,9 @@ def _train(
                 monitor.log(done, **figures, lr=lr, skipped=monitor.skipped())
             if done % checkpoint_every == 0 and done < settings.steps:
                 directory.save(done, optimizer.state_tensors("vae"))
-
-    monitor.finish()
+    for others in Processes().gather(source.unreadable):
+        source.unreadable.update(others)
+    monitor.finish(source.describe_unreadable())
     optimizer.use_average()
     vae.eval().requires_grad_(False)
     directory.finish(lambda folder: _write(folder, vae, source, settings, run))
@@ -189,7 +191,7 @@ class VAEForTraining(nn.Module):
         An autoencoder without a posterior is given unit variance and not sampled: the divergence then pulls its latents
         into the range that AutoencoderTiny's decoder can distinguish.
         """
-        mean, logvar = self.vae.encode_moments(images)
+        mean, logvar = self.vae.encode_moments(images, check=False)  # of bytes, so within the range
         if logvar is None:
             return self.vae.decode(mean), mean, torch.zeros_like(mean)
         rank, count = process

@@ -44,17 +44,7 @@ def dense_forward(quantizer: ResidualQuantizer, latents: torch.Tensor) -> Quanti
         upsampled = upsample(found.movedim(-1, 1), quantizer.layout.grid)
         residual, quantized = residual - upsampled, quantized + upsampled
         codes.append(code.view(len(latents), -1))
-    sample, batch = torch.stack(sample_entropies), torch.stack(batch_entropies)
-    entropy = config.sample_entropy_weight * sample - config.batch_entropy_weight * batch
-    return QuantizerOutput(
-        quantized=quantized,
-        codes=torch.cat(codes, dim=1),
-        quantization_loss=torch.stack(losses).mean(),
-        entropy_loss=entropy.mean(),
-        quantization_losses=torch.stack(losses).detach(),
-        sample_entropies=sample.detach(),
-        batch_entropies=batch.detach(),
-    )
+    return QuantizerOutput.of_levels(quantized, codes, losses, sample_entropies, batch_entropies, config)
 
 
 def dense_bytes(quantizer: ResidualQuantizer, batch_size: int) -> int:

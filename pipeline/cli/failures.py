@@ -89,7 +89,8 @@ def reason(error: BaseException, flags: Collection[str] = ()) -> str:
     if isinstance(error, MemoryError) or kind.__name__ == "OutOfMemoryError" or _NO_MEMORY.search(text):
         amount = re.search(r"[Tt]ried to allocate (\d[\d.]*) ?([KMG]iB|bytes)", text)
         tried = f" ({amount[1]} {amount[2]} more were needed)" if amount else ""
-        smaller = " or ".join(flag for flag in ("--batch-size", "--size") if flag in flags)
+        found = [flag for flag in ("--batch-size", "--size") if flag in flags]
+        smaller = " or ".join(found[:1] if "--tokenizer" in flags else found)  # a tokenizer may have a size of its own
         return f"not enough memory{tried}" + (f": a smaller {smaller} needs less" if smaller else "")
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return (f"{error.filename}: " if error.filename else "") + error.strerror.lower()

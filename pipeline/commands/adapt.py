@@ -44,4 +44,5 @@ def adapt(
     source = images.open_images(data, **vars(options))
     held_out = None if validation is None else images.open_images(validation, **vars(options))
     made = tokenizer.adapt(vae, source, out, settings, run, held_out)
-    return "; ".join(filter(None, [f"Made a tokenizer in {made}", source.describe_ignored()]))
+    found = source.describe_unreadable(), source.describe_ignored()
+    return "; ".join(filter(None, [f"Made a tokenizer in {made}", *found]))

@@ -30,4 +30,5 @@ def train_vae(
     source = images.open_images(data, **vars(options))
     held_out = None if validation is None else images.open_images(validation, **vars(options))
     made = tokenizer.train_vae(source, out, settings, run, held_out)
-    return "; ".join(filter(None, [f"Made a continuous VAE in {made}", source.describe_ignored()]))
+    found = source.describe_unreadable(), source.describe_ignored()
+    return "; ".join(filter(None, [f"Made a continuous VAE in {made}", *found]))

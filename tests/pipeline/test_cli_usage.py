@@ -289,3 +289,4 @@ def test_a_signal_ends_a_run_with_one_line(number: signal.Signals, status: int, 
 def test_reasons_are_plain(error: Exception, line: str) -> None:
     assert reason(error, ["--batch-size", "--size"]).startswith(line)
     assert "--batch-size" not in reason(error, ["--size"])  # a flag that the command does not have
+    assert "--size" not in reason(error, ["--batch-size", "--size", "--tokenizer"])  # which has a size of its own

@@ -186,6 +186,8 @@ def test_copies_and_offloading_sample_the_same(pipeline):
     copied.enable_model_cpu_offload(device="cpu")
     for _ in range(2):
         assert (copied(0, generator=1, output_type="np").images == expected).all()
+    with pytest.raises(CodaError, match="sequential offloading needs an accelerator"):
+        copied.enable_sequential_cpu_offload("cpu")
 
 
 def test_parts_that_do_not_fit_are_refused(pipeline):

@@ -30,12 +30,11 @@ def assert_graphs_equal_torch(tokenizer: CodaTokenizer, folder: Path, images: to
     torch.testing.assert_close(decoded, tokenizer.decode(expected, layout=layout), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", [None, "layer_norm", "rms_norm"])
-@pytest.mark.parametrize("size", [None, (24, 40)])
+@pytest.mark.parametrize(("norm", "size"), [("layer_norm", None), (None, (24, 40))])
 def test_the_graphs_give_the_codes_and_images_of_torch(
     small_vae: ContinuousVAE, tmp_path: Path, norm: str | None, size: tuple[int, int] | None
 ) -> None:
-    quantizer = ResidualQuantizer(4, 50, (1, 2, 3, (5, 4), 8), attention_dim=12, norm=norm)
+    quantizer = ResidualQuantizer(4, 50, (1, (5, 4), 8), attention_dim=12, norm=norm)
     tokenizer = CodaTokenizer(small_vae, quantizer).eval()
     export_onnx(tokenizer, tmp_path, size)
     for batch in (1, 3):

@@ -98,6 +98,12 @@ def test_bfloat16_is_another_cache(tokenizer: CodaTokenizer, photos: Path, tmp_p
         tokenize(tokenizer, photos, tmp_path / "cache", dtype="float32")
 
 
+def test_latents_that_are_not_finite_make_no_codes(tokenizer: CodaTokenizer, photos: Path, tmp_path: Path) -> None:
+    tokenizer.vae.register_to_config(scale=[1e39])
+    with pytest.raises(CodaError, match=r"the latents of ant/00\.png are NaN or infinite"):
+        tokenize(tokenizer, photos, tmp_path / "cache")
+
+
 @pytest.mark.parametrize("count", [3, 9])  # of nine, one has no readable image
 def test_parts_joined_are_the_bytes_of_one_run(
     tokenizer: CodaTokenizer, photos: Path, tmp_path: Path, count: int

@@ -6,9 +6,6 @@ import copy
 import io
 import json
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -74,7 +71,7 @@ def test_it_survives_the_disk(tokenizer, images, tmp_path):
     assert CodaTokenizer.from_pretrained(str(tmp_path)).fingerprint == tokenizer.fingerprint
 
 
-def test_it_loads_in_a_fresh_process(tokenizer, images, tmp_path):
+def test_it_loads_in_a_fresh_process(tokenizer, images, tmp_path, fresh):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     save_file({"images": images}, tmp_path / "images.safetensors")
     code = (
@@ -85,8 +82,9 @@ def test_it_loads_in_a_fresh_process(tokenizer, images, tmp_path):
         "latents = load_vae(folder / 'tokenizer' / 'vae').encode(images).contiguous()\n"
         "save_file({'codes': codes, 'latents': latents}, folder / 'out.safetensors')\n"
     )
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=root, timeout=120)
+    process, _ = fresh(code, tmp_path)
+    process.join(120)
+    assert process.exitcode == 0
     found = load_file(tmp_path / "out.safetensors")
     assert torch.equal(found["codes"], tokenizer.encode(images))
     assert torch.allclose(found["latents"], tokenizer.vae.encode(images), atol=1e-6)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 
+from ..foundation.errors import CodaError
 from ..images import Skipped
 from .format import ShardRows
 from .writer import CacheWriter
@@ -29,7 +31,7 @@ class WriterThread:
         self._waiting: deque[Future[None]] = deque()
 
     def append(self, rows: ShardRows, skipped: Sequence[Skipped], end: int) -> None:
-        """Queue a batch, see `CacheWriter.append`; raises the error of an earlier batch."""
+        """Queue a batch of `encode_variants`, see `CacheWriter.append`; raises the error of an earlier batch."""
         while self._waiting and (len(self._waiting) == _MAX_WAITING or self._waiting[0].done()):
             self._waiting.popleft().result()
         self._last = self._thread.submit(self._append, self._last, rows, skipped, end)
@@ -50,6 +52,11 @@ class WriterThread:
     def _append(self, before: Future[None] | None, rows: ShardRows, skipped: Sequence[Skipped], end: int) -> None:
         if before is not None:
             before.result()  # nothing is appended after a batch that failed: its error passes on
+        rows = replace(rows, codes=rows.codes.cpu())
+        bad = (rows.codes.numpy() < 0).any(axis=(1, 2))
+        if bad.any():
+            key = rows.keys[int(bad.argmax())]
+            raise CodaError(f"the latents of {key} are NaN or infinite: the VAE's weights are damaged or too large")
         self._writer.append(rows, skipped, end)
 
     def _save(self, before: Future[None] | None) -> None:

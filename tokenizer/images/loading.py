@@ -102,6 +102,8 @@ def read_batches(
 ) -> Iterator[ImageBatch]:
     """Load one batch per request, in order. Without items that cannot be read, a batch may even be empty.
 
+    Items that cannot be read are also noted in the source, as `unreadable`.
+
     Args:
         dataset: The images.
         requests: (item, draw) of each image of each batch.
@@ -114,6 +116,7 @@ def read_batches(
         OSError: If the storage failed.
     """
     for loaded in load_ahead(_Loader(dataset, replace), requests, workers):
+        dataset.source.unreadable.update((item.key, item.reason) for item in loaded.skipped)
         if strict and loaded.skipped:
             first = loaded.skipped[0]
             raise CodaError(f"{first.key} in {dataset.source.location} {first.reason}")

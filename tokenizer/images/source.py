@@ -34,6 +34,7 @@ class ImageSource(ABC):
         num_classes: Labels are in [0, num_classes), or -1 for an item without one; 0 if none has a label.
         max_pixels: Images of more pixels are refused when they are decoded.
         ignored: How many files were left out because they are not images, by suffix.
+        unreadable: Items that `read_batches` found broken so far, and why, by key.
     """
 
     kind: str
@@ -69,6 +70,10 @@ class ImageSource(ABC):
         """Size, time of change or checksum: differs if the item was replaced. Known without reading the item."""
 
     @cached_property
+    def unreadable(self) -> dict[str, str]:  # noqa: D102  above
+        return {}
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over keys, labels, identities, class names, and `max_pixels` if it is not the default.
 
@@ -92,6 +97,15 @@ class ImageSource(ABC):
         kinds += [f"{sum(count for _, count in counts[4:]):,} other"] if counts[4:] else []
         return f"ignored {' and '.join(kinds)} files: not a supported image format" if kinds else ""
 
+    def describe_unreadable(self) -> str:
+        """Which items were replaced in a training, for a command's last line; "" if none."""
+        if not self.unreadable:
+            return ""
+        key, reason = next(iter(sorted(self.unreadable.items())))
+        return (
+            f"{len(self.unreadable):,} images could not be read and were replaced by others; the first, {key}, {reason}"
+        )
+
     def part(self, which: slice) -> ImageSource:
         """A slice of the items, in the same order and with the same classes."""
         start, stop = ("" if bound is None else str(bound) for bound in (which.start, which.stop))
@@ -108,7 +122,7 @@ class _Part(ImageSource):
     def __init__(self, whole: ImageSource, places: Sequence[int], location: str) -> None:
         self._whole, self._places, self.location = whole, places, location
         self.kind, self.class_names, self.num_classes = whole.kind, whole.class_names, whole.num_classes
-        self.max_pixels, self.ignored = whole.max_pixels, whole.ignored
+        self.max_pixels, self.ignored, self.unreadable = whole.max_pixels, whole.ignored, whole.unreadable
 
     def __len__(self) -> int:
         return len(self._places)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,29 @@ class QuantizerOutput:
     quantization_losses: torch.Tensor
     sample_entropies: torch.Tensor
     batch_entropies: torch.Tensor
+
+    @classmethod
+    def of_levels(
+        cls,
+        quantized: torch.Tensor,
+        codes: list[torch.Tensor],
+        losses: list[torch.Tensor],
+        sample_entropies: list[torch.Tensor],
+        batch_entropies: list[torch.Tensor],
+        config: Any,
+    ) -> QuantizerOutput:
+        """Join what the levels gave; `config` is the quantizer's, with the weights of the entropies."""
+        sample, batch, each = map(torch.stack, (sample_entropies, batch_entropies, losses))
+        entropy = config.sample_entropy_weight * sample - config.batch_entropy_weight * batch
+        return cls(
+            quantized=quantized,
+            codes=torch.cat(codes, dim=1),
+            quantization_loss=each.mean(),
+            entropy_loss=entropy.mean(),
+            quantization_losses=each.detach(),
+            sample_entropies=sample.detach(),
+            batch_entropies=batch.detach(),
+        )
 
 
 class ResidualQuantizer(StrictModel):
@@ -130,32 +153,22 @@ class ResidualQuantizer(StrictModel):
             codes.append(found.codes.reshape(len(latents), -1))
             sample_entropies.append(found.sample_entropy)
             batch_entropies.append(found.batch_entropy)
-
-        sample, batch = torch.stack(sample_entropies), torch.stack(batch_entropies)
-        entropy = self.config.sample_entropy_weight * sample - self.config.batch_entropy_weight * batch
-        return QuantizerOutput(
-            quantized=quantized,
-            codes=torch.cat(codes, dim=1),
-            quantization_loss=torch.stack(losses).mean(),
-            entropy_loss=entropy.mean(),
-            quantization_losses=torch.stack(losses).detach(),
-            sample_entropies=sample.detach(),
-            batch_entropies=batch.detach(),
-        )
+        return QuantizerOutput.of_levels(quantized, codes, losses, sample_entropies, batch_entropies, self.config)
 
     @torch.no_grad()
     @without_autocast
-    def encode(self, latents: torch.Tensor, layout: CodeLayout | None = None) -> torch.Tensor:
+    def encode(self, latents: torch.Tensor, layout: CodeLayout | None = None, check: bool = True) -> torch.Tensor:
         """Encode normalized latents (B, C, h, w) to codes (B, T) int64.
 
         Args:
             latents: Finite numbers of any floating-point type.
             layout: Layout of the codes; the quantizer's own if None.
+            check: Check that the latents are finite, which waits for the accelerator.
 
         Raises:
             CodaError: If the latents have another shape, or hold NaN or infinite values.
         """
-        latents = self._checked(latents)
+        latents = self._checked(latents, check)
         values = self.values()
         queries, keys = self.folded_queries_and_keys()
 
@@ -260,7 +273,7 @@ class ResidualQuantizer(StrictModel):
             residual = residual - upsampled
             yield level, found, upsampled
 
-    def _checked(self, latents: torch.Tensor) -> torch.Tensor:
+    def _checked(self, latents: torch.Tensor, check: bool = True) -> torch.Tensor:
         if latents.ndim != 4 or latents.shape[1] != self.config.latent_channels:
             raise CodaError(
                 f"latents have shape {tuple(latents.shape)}, expected (B, {self.config.latent_channels}, h, w)"
@@ -268,7 +281,7 @@ class ResidualQuantizer(StrictModel):
         if latents.shape[0] == 0:
             raise CodaError("there are no latents to quantize: the batch is empty")
         latents = latents.to(torch.promote_types(self.codebook.weight.dtype, torch.float32))
-        if torch.compiler.is_compiling():  # a graph cannot depend on its data
+        if not check or torch.compiler.is_compiling():  # a graph cannot depend on its data
             return latents
         if not latents.sum().isfinite() and not latents.isfinite().all():  # a sum alone may overflow, but is fast
             raise CodaError("latents hold NaN or infinite values: the images or the VAE's weights are damaged")

@@ -34,7 +34,9 @@ def draw_curves(log: Sequence[dict[str, float]], path: Path, title: str) -> bool
     for name in dict.fromkeys(name for line in log for name in line if name not in ("step", "skipped")):
         panels.setdefault(_panel(name), []).append(name)
     rows = max(1, math.ceil(len(panels) / _COLUMNS))
-    figure = Figure(figsize=(4 * _COLUMNS, 2.5 * rows), layout="constrained")
+    height = 2.5 * rows + 0.5
+    figure = Figure(figsize=(4 * _COLUMNS, height))
+    figure.subplots_adjust(0.05, 0.3 / height, 0.98, 1 - 0.8 / height, wspace=0.2, hspace=0.4)
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     for place, (panel, names) in enumerate(panels.items(), 1):

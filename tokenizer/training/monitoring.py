@@ -212,8 +212,6 @@ class Monitor:
                 log_info("curves.png is not drawn: matplotlib is not installed; pip install 'coda[plots]'")
         took = time.monotonic() - self._began
         latest = {name: value for line in log for name, value in line.items()}
-        if latest.get("skipped"):
-            log_info(f"{latest['skipped']:,} images could not be read and were replaced by others")
         words = [f"{name} {latest[name]:.4g}" for name in _IN_END_LINE if name in latest]
         share = f"{100 * self._seconds / took:.1f} % of it for monitoring" if took > 0 else "no time"
         done = f"{self._steps - self.start:,} steps in {_clock(took)} ({share})"

@@ -72,7 +72,7 @@ class TrainableTokenizer(nn.Module):
         Raises:
             CodaError: If latents are NaN or infinite.
         """
-        latents = self.vae.encode(images)
+        latents = self.vae.encode(images, check=False)  # of bytes, so within the range
         if not latents.isfinite().all():  # those of the untrained VAE were finite
             raise CodaError("latents are NaN or infinite: the training has diverged; a lower lr may help")
         return self.from_latents(latents, generator)

@@ -86,6 +86,7 @@ class ContinuousVAE(StrictModel):
         images: torch.Tensor,
         sample: bool = False,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        check: bool = True,
     ) -> torch.Tensor:
         """Encode images (B, 3, H, W) to normalized latents (B, C, h, w).
 
@@ -93,22 +94,23 @@ class ContinuousVAE(StrictModel):
             images: Floating point in [-1, 1]; H and W are multiples of `factor`.
             sample: Draw from the posterior instead of taking its mode, if the VAE has one.
             generator: Source of the draw; a list holds one per image.
+            check: Check the range of the images, which waits for the accelerator.
 
         Raises:
             CodaError: If shape, type or range of the images is wrong.
         """
-        mean, logvar = self.encode_moments(images)
+        mean, logvar = self.encode_moments(images, check)
         if sample and logvar is not None:
             noise = randn_tensor(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
             mean = mean + torch.exp(0.5 * logvar) * noise
         return self.normalize(mean)
 
-    def encode_moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def encode_moments(self, images: torch.Tensor, check: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Mean and log-variance (clamped to [-30, 20]) of the posterior, both (B, C, h, w) and not normalized.
 
         The log-variance is None if the autoencoder has no posterior.
         """
-        self._check_images(images)
+        self._check_images(images, check)
         if self.config.image_range == "0,1":
             images = (images + 1) / 2
         images = images.to(self.dtype)
@@ -180,7 +182,7 @@ class ContinuousVAE(StrictModel):
     def _images(self, z: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, self.autoencoder.decode(z, return_dict=False)[0])
 
-    def _check_images(self, images: torch.Tensor) -> None:
+    def _check_images(self, images: torch.Tensor, check: bool) -> None:
         if images.ndim != 4 or images.shape[1] != 3:
             raise CodaError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W)")
         height, width = images.shape[-2:]
@@ -193,7 +195,7 @@ class ContinuousVAE(StrictModel):
             raise CodaError("there are no images to encode: the batch is empty")
         if not images.is_floating_point():
             raise CodaError(f"images are {str(images.dtype).removeprefix('torch.')}, expected float in [-1, 1]")
-        if torch.compiler.is_compiling():  # a graph cannot depend on its data
+        if not check or torch.compiler.is_compiling():  # a graph cannot depend on its data
             return
         low, high = torch.stack(images.detach().aminmax()).tolist()
         if not -1 - _BEYOND_RANGE <= low <= high <= 1 + _BEYOND_RANGE:  # false for NaN, too
