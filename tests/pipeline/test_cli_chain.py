@@ -12,7 +12,7 @@ from PIL import Image
 from coda.pipeline.cli.cli import main
 from coda.tokenizer.code_cache import CodeCache
 
-REPLACED = "1 images could not be read and were replaced by others; the first, dogs/7.png, is truncated"
+REPLACED = "1 unreadable image replaced by others; the first, dogs/7.png, cannot be decoded: image file is truncated"
 IGNORED = "ignored 1 .heic files: not a supported image format"
 
 

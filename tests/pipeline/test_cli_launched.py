@@ -56,7 +56,8 @@ def test_two_processes_of_torchrun_make_the_cache_of_one_and_are_one_training(
     assert launched.stderr.count("4.png") == launched.stderr.count("few shards for 2 processes") == 1
     one, two = ({file.name: file.read_bytes() for file in Path(f"runs/{name}").iterdir()} for name in ("one", "two"))
     assert one == two
-    assert trained == "Made a continuous VAE in runs/vae; 1 images could not be read and were replaced by others; " + (
-        "the first, 4.png, is empty"
+    assert (
+        trained
+        == "Made a continuous VAE in runs/vae; 1 unreadable image replaced by others; the first, 4.png, is empty"
     )
     assert json.loads(Path("runs/vae/run.json").read_text())["complete"]

@@ -101,10 +101,9 @@ class ImageSource(ABC):
         """Which items were replaced in a training, for a command's last line; "" if none."""
         if not self.unreadable:
             return ""
-        key, reason = next(iter(sorted(self.unreadable.items())))
-        return (
-            f"{len(self.unreadable):,} images could not be read and were replaced by others; the first, {key}, {reason}"
-        )
+        key, reason = min(self.unreadable.items())
+        images = f"{len(self.unreadable):,} unreadable image{'s' if len(self.unreadable) > 1 else ''}"
+        return f"{images} replaced by others; the first, {key}, {reason}"
 
     def part(self, which: slice) -> ImageSource:
         """A slice of the items, in the same order and with the same classes."""

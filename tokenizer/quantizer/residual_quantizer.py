@@ -238,8 +238,8 @@ class ResidualQuantizer(StrictModel):
         """Keys (K, d) minus their mean, which adds the same number to all logits of a token.
 
         Keys set by k-means are nearly equal: without centering, logits of 10^4 and more differ by a few nats, and
-        float32 rounds to 10^-3 nats what the entropies multiply by 1/τ. The difference is taken in float64, of which
-        one block at a time is held. The mean counts as a constant: whatever is subtracted, the gradient is the same.
+        float32 rounds to 10^-3 nats what the entropies multiply by 1/τ. Most of the mean is taken off in float64, of
+        which one block at a time is held.
         """
         with torch.no_grad():
             center = self.keys().mean(dim=0)
@@ -250,9 +250,10 @@ class ResidualQuantizer(StrictModel):
             return (call_in_float64(self.norm_k, call_in_float64(self.to_k, block)) - center).to(center.dtype)
 
         blocks = self.codebook.weight.split(_KEYS_AT_ONCE)
-        return torch.cat(
+        keys = torch.cat(
             [checkpoint(centered, block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
         )
+        return keys - keys.mean(dim=0)  # takes the rest out of the gradients, too: their sum over the keys is zero
 
     def _keys(self, codebook: torch.Tensor) -> torch.Tensor:
         return call_in_float32(self.norm_k, call_in_float32(self.to_k, codebook))
