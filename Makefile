@@ -40,7 +40,7 @@ check: $(READY) build/mypy/coda
 
 # One worker per core, each with one thread: more threads would only wait for each other.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow" tests
 
 # Tests that take minutes or gigabytes: the published tokenizers at full size.
 test-slow: $(READY)
