@@ -82,7 +82,9 @@ def test_the_directory_records_what_it_was_trained_on(cache, plain):
     assert model.class_labels == (0, 1, 2)
     assert model.class_names == ("ant", "bee", "cat", "dog", "eel")
     assert model.tokenizer_fingerprint == "f" * 64
-    assert MaskGitScheduler.from_pretrained(plain, subfolder="scheduler").config.mask_schedule == "cosine"
+    scheduler = MaskGitScheduler.from_pretrained(plain, subfolder="scheduler").config
+    assert scheduler.mask_schedule == "cosine"
+    assert (scheduler.step_share, scheduler.guidance_schedule) == ("equal", "linear")
     assert not (plain / "checkpoints").exists()
 
 
