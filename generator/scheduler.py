@@ -20,6 +20,8 @@ from .schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES, STEP_SHARES, guidance
 class MaskGitScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both name their config file
     """Settings of sampling: in which order, with how many steps and with how much guidance masked codes are filled.
 
+        pipeline.scheduler = MaskGitScheduler.from_config(pipeline.scheduler.config, temperature=0.9, top_p=0.95)
+
     Args:
         num_inference_steps: One number for all levels together, or one per level.
         order: Which cells first: "confidence", "halton" or "random".

@@ -76,5 +76,11 @@ def test_an_older_config_is_read(tmp_path):
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
     loaded = MaskGitScheduler.from_pretrained(tmp_path)
     assert (loaded.config.mask_schedule, loaded.config.temperature) == ("arccos", 0.5)
+    old = dict(
+        num_inference_steps=8, order="confidence", temperature=0.8, confidence_noise=4.5, mask_schedule="cosine",
+        guidance_scale=2.0, guidance_schedule="linear", guidance_interval=[0.0, 1.0],
+    )  # fmt: skip
+    codes = sample(MaskGitScheduler.from_config(old))[0].tolist()  # sampled as before there were more settings
+    assert codes == [2, 6, 5, 6, 5, 8, 8, 8, 8, 8, 5, 7, 7, 8, 8, 8, 8, 8, 8, 7, 7]
     loaded.save_pretrained(tmp_path)
     assert MaskGitScheduler.from_pretrained(tmp_path).config.mask_schedule == "arccos"
