@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,10 @@ def test_the_whole_chain(
     status, lines, err = said(capsys, "sample", "--model", "runs/generator", "--class", "dogs", "--num", "1")
     assert (status, lines) == (0, ["Made 1 image in runs/samples, together in runs/samples/grid.png"]), err
     assert Path("runs/samples/1-dogs-seed0.png").is_file()
+    if find_spec("torch_fidelity"):  # against the decoded codes of runs/cache
+        quick = ["--num-images", "3", "--minutes", "0.001", "--limit", "4"]
+        status, lines, err = said(capsys, "sweep", "--model", "runs/generator", *quick)
+        assert status == 0 and lines[-1].startswith("Made the report in runs/sweep"), err
 
     for command in ("train-vae", *tiny), ("adapt", *words[3:]):  # the same command again finds its work done
         assert said(capsys, command[0], *data, *command[1:], "--batch-size", "4")[0] == 0
