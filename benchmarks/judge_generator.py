@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from coda.tokenizer import CodeLayout
 from coda.tokenizer.foundation.device import resolve_device
@@ -31,7 +32,7 @@ from .features.extractors import FeatureExtractor, load_extractor, require_torch
 from .generation import choose_classes
 from .image_sets.image_set import SourceSet
 from .image_sets.sample_store import Sampler, SampleStore
-from .judgement import Judged, judgement_report, shown_class
+from .judgment import Judged, judgment_report, shown_class
 from .reports.provenance import describe_run, model_identity
 from .reports.report import Report
 from .settings import JudgeSettings
@@ -45,7 +46,7 @@ def judge_generator(
     tokenizer: Any,
     data: str | Path | ImageSource,
     validation: str | Path | ImageSource,
-    out: str | Path = "runs/judgement",
+    out: str | Path = "runs/judgment",
     settings: JudgeSettings = JudgeSettings(),
     run: RunOptions = RunOptions(),
     class_names: Mapping[int, str] | None = None,
@@ -104,26 +105,16 @@ def judge_generator(
     kinds = [Judged("samples", sampled.features, sampled.labels)]
     kinds += _between_floor_and_ceiling(unseen, tokenizer, network, settings, device)
 
-    report = judgement_report(kinds, real.features.pooled, network, settings.seed, class_names)
-    report.provenance.update(
-        extractor=network.description,
-        training_images=real.description,
-        validation_images=unseen.description,
-        sampling=record["samples"],
-        tokenizer=record["tokenizer"],
-        seed=settings.seed,
-        **describe_run(device),
-    )
+    report = judgment_report(kinds, real.features.pooled, network, settings.seed, class_names)
+    report.provenance.update(record | {"training images": real.description, "extractor": network.description})
+    report.provenance.update(describe_run(device))
     distances, places = nearest_neighbors(sampled.features.pooled[: settings.shown], real.features.pooled)
+    pixels, shown = next(store.batches(settings.shown))
 
     def write(folder: Path) -> None:
         report.save(folder)
-        pixels, shown = next(store.batches(settings.shown))
-        images, words = [], []
-        for image, label, neighbor, distance in zip(pixels, shown, learned.pixels(places), distances, strict=True):
-            images += [to_pil(to_unit(image)), to_pil(to_unit(neighbor))]
-            words += [shown_class(int(label), class_names), f"nearest, at {distance:.3g}"]
-        labelled_grid(images, words, columns=2 * _PAIRS_PER_ROW).save(folder / NEAREST)
+        words = [shown_class(label, class_names) for label in shown.tolist()]
+        pairs_grid(pixels, words, learned.pixels(places), distances).save(folder / NEAREST)
 
     directory.finish(write)
     shutil.rmtree(directory.path / "samples", ignore_errors=True)
@@ -196,6 +187,15 @@ def _between_floor_and_ceiling(
         Judged("their codes, shuffled within class and level", shuffled, real.labels),
         Judged("their mean colors", colors, real.labels),
     ]
+
+
+def pairs_grid(
+    samples: torch.Tensor, words: Sequence[str], neighbors: torch.Tensor, distances: torch.Tensor
+) -> Image.Image:
+    """Samples (N, 3, H, W) uint8, under their class in words, each beside its neighbor and the distance to it."""
+    images = [to_pil(to_unit(image)) for pair in zip(samples, neighbors, strict=True) for image in pair]
+    labels = [label for word, gap in zip(words, distances, strict=True) for label in (word, f"nearest, at {gap:.3g}")]
+    return labelled_grid(images, labels, columns=2 * _PAIRS_PER_ROW)
 
 
 def shuffle_codes(codes: torch.Tensor, labels: torch.Tensor, layout: CodeLayout, seed: int) -> torch.Tensor:

@@ -58,7 +58,7 @@ class Recipe:
     codes: TokenizeSettings = TokenizeSettings(flip=True)
     generator: MaskGitSettings = MaskGitSettings(preset="small", steps=30_000, dropout=0.1, keep="best")
     sampling: Mapping[str, Any] = field(default_factory=dict)  # of the scheduler, where not as the training left it
-    judgement: JudgeSettings = JudgeSettings()
+    judgment: JudgeSettings = JudgeSettings()
 
 
 def make_model(
@@ -109,11 +109,11 @@ def make_model(
     with _timed(out, "judge"):
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(resolve_device(run.device))
-        report = judge_pipeline(pipeline, "bundled", chosen, chosen_unseen, out / "judgement", recipe.judgement, run)
+        report = judge_pipeline(pipeline, "bundled", chosen, chosen_unseen, out / "judgment", recipe.judgment, run)
     for name in ("report.json", "nearest.png"):
-        write_bytes(model / name, (out / "judgement" / name).read_bytes())
+        write_bytes(model / name, (out / "judgment" / name).read_bytes())
     counts = len(images), len(chosen), len(chosen_unseen)
-    sections = {"Training": _training(counts, recipe, _seconds(out)), "Judgement": _judgement(report)}
+    sections = {"Training": _training(counts, recipe, _seconds(out)), "Judgment": _judgment(report)}
     write_bytes(model / "README.md", model_card(pipeline, "bundled", sections).encode())
     return model
 
@@ -184,7 +184,7 @@ def _training(counts: tuple[int, int, int], recipe: Recipe, seconds: Mapping[str
     return "\n".join(lines)
 
 
-def _judgement(report: Report) -> str:
+def _judgment(report: Report) -> str:
     """The report as a section of the card."""
     page = report.to_markdown().split("\n", 1)[1].replace("\n## ", "\n### ").strip()
     return f"{page}\n\n![Samples, each beside the training image nearest to it](nearest.png)"

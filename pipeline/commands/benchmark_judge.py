@@ -29,7 +29,7 @@ def judge(
     validation: Annotated[str, Help("Images of the same classes that the model has not seen, as --data.")],
     source: ModelOptions,
     sampling: Annotated[SamplingSettings, Without("seed")],
-    out: Out = Path("runs/judgement"),
+    out: Out = Path("runs/judgment"),
     settings: JudgeSettings,
     run: Annotated[RunOptions, Without("dtype", "checkpoint_every", "log_with")],
 ) -> str:

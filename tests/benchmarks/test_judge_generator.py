@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from coda.benchmarks import Features, Report, judge_generator
 from coda.benchmarks.features.distances import FeatureSet, nearest_neighbors
 from coda.benchmarks.judge_generator import shuffle_codes
-from coda.benchmarks.judgement import Judged, right_classes
+from coda.benchmarks.judgment import Judged, right_classes
 from coda.benchmarks.settings import JudgeSettings
 from coda.tokenizer import CodaError, CodeLayout
 from coda.tokenizer.images import image_batches, open_images, to_unit
@@ -75,7 +75,7 @@ def test_the_table_goes_from_floor_to_ceiling(copies: tuple[Report, Path]) -> No
     assert distances["validation images"] < distances["their reconstructions"] < distances["their mean colors"]
 
 
-def test_a_finished_judgement_is_read_again_and_another_sampler_refused(
+def test_a_finished_judgment_is_read_again_and_another_sampler_refused(
     copies: tuple[Report, Path], dataset: Path, unseen: Path, extractor: Any, tokenizer: Any
 ) -> None:
     settings = JudgeSettings(num_images=24, shown=6, extractor=extractor)

@@ -36,7 +36,7 @@ RECIPE = Recipe(
     ),
     generator=MaskGitSettings(preset="pocket", steps=2, batch_size=2),
     sampling={"num_inference_steps": 4},
-    judgement=JudgeSettings(num_images=4, shown=2, extractor=ColorExtractor()),
+    judgment=JudgeSettings(num_images=4, shown=2, extractor=ColorExtractor()),
 )
 RUN = RunOptions(device="cpu")
 
@@ -127,11 +127,11 @@ def test_what_is_done_is_not_done_again(
     def weights(folder: Path) -> dict[str, bytes]:
         return {name: data for name, data in content(folder).items() if name.endswith((".safetensors", "index.json"))}
 
-    stages = ("vae", "adapted", "cache", "generator", "judgement")
+    stages = ("vae", "adapted", "cache", "generator", "judgment")
     before = {stage: (made / stage).stat().st_mtime_ns for stage in stages}, weights(made / "model")
     make_model(photos, photos, made, recipe=RECIPE, run=RUN)
     assert before == ({stage: (made / stage).stat().st_mtime_ns for stage in stages}, weights(made / "model"))
-    (tmp_path / "judgement").symlink_to(made / "judgement")  # of the same weights
+    (tmp_path / "judgment").symlink_to(made / "judgment")  # of the same weights
     parts: dict[str, Any] = {"tokenizer": str(made / "adapted"), "generator": str(made / "generator")}
     model = make_model(photos, photos, tmp_path, **parts, recipe=RECIPE, run=RUN)
     assert weights(model) == before[1] and "| vae | | made by another run |" in (model / "README.md").read_text()

@@ -38,7 +38,7 @@ class Judged:
     labels: Sequence[int]
 
 
-def judgement_report(
+def judgment_report(
     kinds: Sequence[Judged],
     real: torch.Tensor,
     network: FeatureExtractor,
@@ -57,7 +57,7 @@ def judgement_report(
     names, reference = network.figure_names, Statistics.of(real)
     smallest = min(len(kind.features) for kind in kinds)
     columns = (
-        "images", "N", names.distance, f"{names.distance} of {smallest}", names.kid, names.precision, names.recall,
+        "images", "N", names.distance, f"{names.distance}, first {smallest}", names.kid, names.precision, names.recall,
         "right class, %", "distance to the nearest training image",
     )  # fmt: skip
     rows: list[list[Cell]] = []
