@@ -36,7 +36,10 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         (["smaple"], 'coda: no command "smaple"; did you mean sample?'),
         (["--help=1"], "coda: --help=1 comes before the command"),
         (["--seed", "sample"], "coda: --seed comes before the command"),
-        (["benchmark"], "coda: benchmark needs a second word; choose from rfid, gfid, judge, ablation, speed, speed-tokenize"),
+        (
+            ["benchmark"],
+            "coda: benchmark needs a second word; choose from rfid, gfid, judge, ablation, speed, speed-tokenize",
+        ),
         (["benchmark", "rfd"], 'coda: no "benchmark rfd"; did you mean rfid?'),
         (["edit", "photo.jpg"], 'coda: no "edit photo.jpg"'),
         (["sample", "--stpes", "3"], "coda sample: unknown flag --stpes; did you mean --steps?"),
