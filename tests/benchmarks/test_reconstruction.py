@@ -25,7 +25,7 @@ def test_report_of_a_tokenizer(tokenizer: Any, dataset: Path, extractor: Any, tm
     assert report["usage"] is not None and report["perplexity"] is not None
     (table,) = report.tables
     assert [row[1] for row in table.rows] == ["8x8", "all"]
-    assert table.rows[0][-1] == 24 * 64
+    assert (table.columns[-1], table.rows[0][-1]) == ("tokens per code", 24 * 64 / 8)
     assert report.provenance["reference"]["n"] == 24
     assert report.provenance["reference"]["class_balance"] == "uniform: 8 each of 3 classes"
     assert report.provenance["reference"]["pixels"] == "32x32"
