@@ -73,7 +73,9 @@ SPECS: Mapping[str, AutoencoderSpec] = {
     "AutoencoderTiny": _TINY,
     "AutoencoderTinyMidNorm": _TINY,
     "AutoencoderDC": AutoencoderSpec(
-        _halvings("encoder_block_out_channels"), lora_targets=("conv1", "conv2", "conv_inverted", "conv_point")
+        _halvings("encoder_block_out_channels"),
+        # Also what changes the resolution, and the ends: the whole network, where a small one starts as a linear map.
+        lora_targets=("conv1", "conv2", "conv_inverted", "conv_point", "conv", "encoder.conv_out", "decoder.conv_in"),
     ),
     "AutoencoderKLHunyuanImage": AutoencoderSpec(lambda config: config.spatial_compression_ratio),
     "AutoencoderKLKVAE": AutoencoderSpec(
