@@ -113,19 +113,30 @@ def test_attention_goes_through_the_dispatcher(model, batch, caplog):
     model.reset_attention_backend()
 
 
+@torch.no_grad()
+def test_dropout_acts_while_training_only(model, batch):
+    before = model.eval()(*batch).features
+    for block in model.blocks:
+        block.dropout = 0.5
+    assert torch.equal(model(*batch).features, before)
+    assert not torch.equal(model.train()(*batch).features, before)
+
+
 def test_every_config_field_changes_the_model(model, tmp_path):
     """Except three that only tell what the model was trained on, and are read back as they are."""
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
     other = dict(
         sides=[1, 4], codebook_size=33, latent_channels=4, num_classes=6, hidden_size=48, depth=3, num_heads=4,
         mlp_ratio=4.0, modulation_rank=5, class_labels=[1], class_names=["a"] * 5, tokenizer_fingerprint="ab",
+        dropout=0.5,
     )  # fmt: skip
     assert other.keys() == config.keys()
 
     def seen(settings):
         m = MaskGitTransformer(**settings)
         shapes = {name: tuple(p.shape) for name, p in m.named_parameters()}
-        return shapes, m.layout, m.blocks[0].attention.heads, m.class_labels, m.class_names, m.tokenizer_fingerprint
+        block = m.blocks[0].attention.heads, m.blocks[0].dropout
+        return shapes, m.layout, block, m.class_labels, m.class_names, m.tokenizer_fingerprint
 
     json.dumps(config)
     for field, value in other.items():
@@ -139,7 +150,7 @@ def test_every_config_field_changes_the_model(model, tmp_path):
         dict(depth=900, hidden_size=16_384), dict(hidden_size="32"), dict(sides=[1, 30_000]), dict(mlp_ratio=10.0**9),
         dict(codebook_size=10**12), dict(latent_channels=True), dict(num_classes=10**12), dict(mlp_ratio=float("nan")),
         dict(modulation_rank=-3), dict(class_labels=[5]), dict(class_labels="abc"), dict(class_names=[1]),
-        dict(class_names=["a"] * 6), dict(tokenizer_fingerprint=["f"]),
+        dict(class_names=["a"] * 6), dict(tokenizer_fingerprint=["f"]), dict(dropout=-0.1),
     ],
     ids=str,
 )  # fmt: skip
