@@ -35,6 +35,8 @@ COMMANDS = {
     "benchmark speed": "benchmark_speed:speed",
     "benchmark speed-tokenize": "benchmark_speed_tokenize:speed_tokenize",
     "benchmark speed-sample": "benchmark_speed_sample:speed_sample",
+    "doctor": "doctor:doctor",
+    "completion": "completion:completion",
 }
 GROUPS = {
     "cache": "coda cache exports and imports code caches for programs that do not use coda.",

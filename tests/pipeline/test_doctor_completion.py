@@ -1,0 +1,68 @@
+"""`coda doctor` and `coda completion`."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from importlib import metadata
+
+import pytest
+import torch
+
+from coda.pipeline.cli.cli import main
+
+
+def test_doctor_says_what_is_missing_and_what_to_type(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = metadata.version
+
+    def version(name: str) -> str:
+        if name in ("xformers", "torchvision", "matplotlib"):
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["doctor"]) == 0
+    out, err = capsys.readouterr()
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert err == "" and torch.__version__ in lines["torch"]
+    assert "none that torch can use" in lines["GPU"] and lines["--device auto"].endswith("cpu")
+    assert "missing" in lines["xformers"] and "pip install 'xformers>=" in lines["xformers"]
+    assert "missing" in lines["torchvision"] and "no need to install it" in lines["torchvision"]
+    assert "pip install 'matplotlib>=" in lines["matplotlib"]
+    assert "missing: xformers, " in out and "torchvision" in out.splitlines()[-1]
+
+
+def test_doctor_exits_0_where_a_package_or_a_variable_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODA_RETRIEVAL", "fast")
+    assert main(["doctor"]) == 0
+    assert "CODA_RETRIEVAL is 'fast'; it is auto, tiled or fused" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def script() -> str:
+    from coda.pipeline.commands.completion import completion
+
+    return completion()
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("coda tok", ["tokenize-dataset"]),
+        ("coda benchmark speed-", ["speed-tokenize", "speed-sample"]),
+        ("coda sample --gui", ["--guidance", "--guidance-schedule"]),
+        ("coda adapt --data photos --dry", ["--dry-run"]),
+        ("coda cache export --to par", ["parquet"]),
+        ("coda reconstruct do", []),  # the shell then offers files
+    ],
+)
+def test_bash_completes_commands_flags_and_choices(script: str, line: str, completed: list[str]) -> None:
+    words = shlex.split(line)
+    code = f"{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _coda; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout.split(), done.stderr) == (completed, "")
