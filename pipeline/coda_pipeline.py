@@ -18,14 +18,14 @@ import PIL.Image
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from huggingface_hub import HfApi
+from huggingface_hub import EvalResult
 from torch import nn
 
 from coda.generator import MaskGitScheduler, MaskGitTransformer
 from coda.generator.sampling import Hook, SamplingStep
 from coda.tokenizer import CodaError, CodaTokenizer, ContinuousVAE, ResidualQuantizer
 from coda.tokenizer.foundation.bounds import check_integer
-from coda.tokenizer.foundation.hub import HUB_OPTIONS
+from coda.tokenizer.foundation.hub import HUB_OPTIONS, UPLOAD_OPTIONS, fetch, local_path, upload
 from coda.tokenizer.images import to_pil
 
 from .classes import ClassTable
@@ -46,7 +46,6 @@ _COMPONENTS = {
     "scheduler": ("coda.generator", MaskGitScheduler),
 }
 _MODELS = ("vae", "quantizer", "transformer")
-_UPLOAD = ("repo_id", "private", "token", "commit_message", "create_pr")
 _MOST_IMAGES = 1_000_000  # of one call
 
 
@@ -346,14 +345,14 @@ class CodaPipeline(DiffusionPipeline):
         """Combine a generator and the tokenizer that it was trained on.
 
         Args:
-            generator: Directory that `train_maskgit` wrote.
+            generator: Directory that `train_maskgit` wrote, or hub id of one.
             tokenizer: Directory or hub id of a `CodaTokenizer`, or one.
             torch_dtype: Type of the weights; float32 by default.
 
         Raises:
             CodaError: If one cannot be read, or the generator was trained on another tokenizer's codes.
         """
-        folder = Path(generator).expanduser()
+        folder = local_path(generator) or fetch(str(generator), ("*.json", "*.safetensors"))
         if (folder / "model_index.json").is_file():
             raise CodaError(f"{folder} is a whole pipeline, which has its tokenizer: pass only one of them")
         if not (folder / "config.json").is_file():
@@ -369,26 +368,29 @@ class CodaPipeline(DiffusionPipeline):
         return pipeline if torch_dtype is None else pipeline.to(torch_dtype)
 
     def save_pretrained(  # type: ignore[override]  # by keyword, as diffusers itself calls it
-        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        push_to_hub: bool = False,
+        results: Sequence[EvalResult] = (),
+        **kwargs: Any,
     ) -> None:
         """Save all parts and a README.md that describes them.
 
         Args:
             save_directory: Directory to write.
             push_to_hub: Whether to upload the directory afterwards.
+            results: Figures for the model card, such as `Report.to_eval_results` gives.
             **kwargs: As in diffusers: `variant`, `max_shard_size`; `repo_id`, `private`, `token`, … for the hub.
         """
         for name, (package, kind) in _COMPONENTS.items():
             self.register_to_config(**{name: (package, kind.__name__)})
-        hub = {name: kwargs.pop(name) for name in _UPLOAD if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in UPLOAD_OPTIONS if name in kwargs}
+        place = kwargs.pop("repo_id", Path(save_directory).name)
         super().save_pretrained(save_directory, **{**kwargs, "safe_serialization": True})
         folder = Path(save_directory)
-        place = hub.pop("repo_id", folder.name)
-        (folder / "README.md").write_text(model_card(self, place), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(self, place, results=results), encoding="utf-8")
         if push_to_hub:
-            api = HfApi(token=hub.pop("token", None))
-            repository = api.create_repo(place, private=hub.pop("private", None), exist_ok=True).repo_id
-            api.upload_folder(repo_id=repository, folder_path=folder, **hub)
+            upload(folder, place, **hub)
 
     def push_to_hub(self, repo_id: str, variant: str | None = None, **kwargs: Any) -> None:  # type: ignore[override]
         """Upload to the hub, with this pipeline's model card; arguments as in `save_pretrained`."""

@@ -9,29 +9,23 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from coda.tokenizer.foundation.errors import CodaError, shown
+from coda.tokenizer.foundation.hub import card_metadata
 
 if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
     from torch import nn
 
     from .classes import ClassTable
     from .coda_pipeline import CodaPipeline
 
+_TAGS = ["coda", "image-tokenizer", "class-conditional-image-generation", "masked-image-modeling"]
 _TEMPLATE = """\
----
-library_name: diffusers
-pipeline_tag: unconditional-image-generation
-tags:
-- coda
-- image-tokenizer
-- class-conditional-image-generation
-- masked-image-modeling
----
-
+{metadata}
 # {title}
 
 Generates {width}×{height} images of {known}. A continuous autoencoder was adapted into a discrete tokenizer (Liu et
@@ -75,13 +69,19 @@ sampled at random: look at them before you publish them.
 """
 
 
-def model_card(pipeline: CodaPipeline, place: str, sections: Mapping[str, str] = MappingProxyType({})) -> str:
+def model_card(
+    pipeline: CodaPipeline,
+    place: str,
+    sections: Mapping[str, str] = MappingProxyType({}),
+    results: Sequence[EvalResult] = (),
+) -> str:
     """The text of README.md.
 
     Args:
         pipeline: What is described.
         place: Where it is saved: a folder's name or a hub id.
         sections: Further sections, such as how it was trained: Markdown by heading.
+        results: Figures for the hub, such as `Report.to_eval_results` gives.
     """
     layout, (height, width) = pipeline.tokenizer.layout, pipeline.tokenizer.size
     bits_per_code = math.log2(layout.codebook_size)
@@ -92,8 +92,12 @@ def model_card(pipeline: CodaPipeline, place: str, sections: Mapping[str, str] =
     fingerprint = transformer.config.get("tokenizer_fingerprint")
     settings = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
     command = ["coda", "sample", "--model", place, *(["--class", str(example)] if known else [])]
+    title = place.rstrip("/").split("/")[-1]
     return _TEMPLATE.format(
-        title=_markdown(place.rstrip("/").split("/")[-1]),
+        metadata=card_metadata(
+            title, results, library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=_TAGS
+        ),
+        title=_markdown(title),
         place=json.dumps(place),
         width=width,
         height=height,

@@ -11,17 +11,19 @@ Shapes: B images of H × W pixels, T codes each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub import EvalResult
 from torch import nn
 
 from .fingerprint import MANIFEST, fingerprint_of, saved_fingerprint
 from .foundation.atomic_io import write_bytes, write_json
 from .foundation.errors import CodaError
-from .foundation.hub import fetch, local_path
+from .foundation.hub import card_metadata, fetch, local_path, upload
 from .layout import CodeLayout
 from .quantizer.residual_quantizer import ResidualQuantizer
 from .vae.continuous_vae import ContinuousVAE
@@ -146,8 +148,8 @@ class CodaTokenizer(nn.Module):
             "layout": self.layout.to_json(),
         }
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Save to a directory, for `from_pretrained`."""
+    def save_pretrained(self, save_directory: str | Path, results: Sequence[EvalResult] = ()) -> None:
+        """Save to a directory, for `from_pretrained`; `results` are figures for the model card."""
         folder = Path(save_directory)
         if folder.is_file():
             raise CodaError(f"{folder} is a file; a tokenizer is saved into a directory")
@@ -156,8 +158,23 @@ class CodaTokenizer(nn.Module):
         self.vae.save_pretrained(folder / "vae")
         self.quantizer.save_pretrained(folder / "quantizer")
         described = self.describe() | {"fingerprint": fingerprint_of(self.vae, self.quantizer)}
-        write_bytes(folder / "README.md", _model_card(described, self.layout).encode())
+        write_bytes(folder / "README.md", _model_card(described, self.layout, results).encode())
         write_json(folder / MANIFEST, described)
+
+    def push_to_hub(self, repo_id: str, results: Sequence[EvalResult] = (), **hub: Any) -> str:
+        """Upload to the hub; returns the address of the commit.
+
+        Args:
+            repo_id: Repository, such as `user/name`; made if there is none.
+            results: Figures for the model card, such as `Report.to_eval_results` gives.
+            **hub: `private`, `token`, `commit_message`, `create_pr`.
+
+        Raises:
+            CodaError: If the hub cannot be reached or refuses.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, results)
+            return upload(folder, repo_id, **hub)
 
     @classmethod
     def from_pretrained(
@@ -192,15 +209,12 @@ class CodaTokenizer(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def _model_card(described: dict[str, Any], layout: CodeLayout) -> str:
+def _model_card(described: dict[str, Any], layout: CodeLayout, results: Sequence[EvalResult]) -> str:
     height, width = described["size"]
     bits = layout.num_tokens * (layout.codebook_size - 1).bit_length()
-    return f"""---
-library_name: coda
-pipeline_tag: image-to-image
-tags: [image-tokenizer, vector-quantization, coda]
----
-
+    tags = ["image-tokenizer", "vector-quantization", "coda"]
+    head = card_metadata("CODA image tokenizer", results, library_name="coda", pipeline_tag="image-to-image", tags=tags)
+    return f"""{head}
 # A CODA image tokenizer
 
 Turns RGB images of {height}×{width} pixels into {layout.num_tokens} codes ({bits} bits) and back: a continuous VAE

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult
+
 from coda.tokenizer.foundation.atomic_io import write_bytes, write_json
 from coda.tokenizer.foundation.errors import CodaError, shown
 
@@ -118,6 +120,26 @@ class Report:
         origins = [(key, _text(value)) for key, value in self.provenance.items()]
         parts += ["## How it was measured", _markdown_table(("", ""), origins)]
         return "\n\n".join(parts) + "\n"
+
+    def to_eval_results(self, task: str, dataset: str) -> list[EvalResult]:
+        """The figures in the hub's form, for a model card.
+
+        Args:
+            task: The hub's name of the task, such as "unconditional-image-generation".
+            dataset: Name of the images that were measured.
+        """
+        return [
+            EvalResult(
+                task_type=task,
+                dataset_type="imagefolder",
+                dataset_name=dataset,
+                metric_type=figure.name,
+                metric_name=f"{figure.name}, {figure.unit}" if figure.unit else figure.name,
+                metric_value=figure.value,
+            )
+            for figure in self.figures
+            if figure.value is not None and math.isfinite(figure.value)
+        ]
 
     def save(self, folder: str | Path) -> Path:
         """Write `report.json`, `report.md` and the plots into `folder`; returns it."""

@@ -114,7 +114,8 @@ def make_model(
         write_bytes(model / name, (out / "judgment" / name).read_bytes())
     counts = len(images), len(chosen), len(chosen_unseen)
     sections = {"Training": _training(counts, recipe, _seconds(out)), "Judgment": _judgment(report)}
-    write_bytes(model / "README.md", model_card(pipeline, "bundled", sections).encode())
+    results = report.to_eval_results("unconditional-image-generation", "Tiny ImageNet")
+    write_bytes(model / "README.md", model_card(pipeline, "bundled", sections, results).encode())
     return model
 
 
