@@ -115,6 +115,7 @@ def tokenizer(out: Path) -> None:
     settings = AdaptSettings(
         size=16, sides=(1, 2, 4, 8), codebook_size=64, lora_rank=4, steps=STEPS + 1, batch_size=BATCH, warmup=10,
         lr=2e-5, entropy_weight=0.05, adversarial_weight=0.1, adversarial_start=0,
+        seed=1,  # 0 brings an activation so close to its kink that rounding decides the side
     )  # fmt: skip
     adapt(make_vae(), Textures(), out, settings, RUN)
 
