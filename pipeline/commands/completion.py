@@ -20,10 +20,11 @@ complete -o default -F _coda coda"""
 def completion() -> str:
     """Print a script for bash that completes commands, flags and the words that a flag takes; elsewhere, file names.
 
-    zsh runs it too, after `autoload -U +X bashcompinit && bashcompinit`.
+    A line `eval "$(coda completion)"` in ~/.bashrc runs it in every new shell; in ~/.zshrc it needs `autoload -U +X
+    compinit bashcompinit && compinit && bashcompinit` before it.
 
     Examples:
-        eval "$(coda completion)"
+        coda completion
     """
     words = {"": list(dict.fromkeys(name.split()[0] for name in COMMANDS))}
     words |= {f"{group} ": [name.split()[1] for name in COMMANDS if name.startswith(f"{group} ")] for group in GROUPS}
