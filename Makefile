@@ -9,12 +9,14 @@ CLASS  ?=
 DATA   ?=
 OUT    ?= runs/demo
 
-.PHONY: help setup sample demo test test-slow check clean
+.PHONY: help setup sample demo docs test test-slow check release-check clean
 
 help:
 	@echo "make sample [CLASS=207]   images of the bundled model, and a grid of them: runs/samples/grid.png"
 	@echo "make demo [DATA=folder]   the whole chain at small scale, ending with an image grid in $(OUT)"
 	@echo "make test                 format, lint, types and tests"
+	@echo "make docs                 the documentation, as pages in build/site"
+	@echo "make release-check        builds the package, and samples with it alone, offline"
 	@echo "make test-slow            the published tokenizers at full size, in minutes"
 
 setup: $(READY)
@@ -45,6 +47,16 @@ test: check
 # Tests that take minutes or gigabytes: the published tokenizers at full size.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow tests
+
+docs: $(READY) build/mypy/coda
+	$(BIN)/mkdocs build
+
+# What is uploaded is what was checked: the wheel is built from the source distribution.
+release-check: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tests/check_release.py dist/*.whl
 
 # mypy does not see setuptools' package mapping, so it gets a folder of links.
 build/mypy/coda:
