@@ -5,11 +5,15 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # Without CUDA: the CPU build that everything here was tested with.
 TORCH  ?= torch==2.13.0
+EXTRAS := dev
 CLASS  ?=
 DATA   ?=
 OUT    ?= runs/demo
+# A folder of wheels to install from, where there is no network.
+WHEELS ?=
+PIP    := $(BIN)/python -m pip install --quiet $(if $(WHEELS),--no-index --find-links "$(WHEELS)")
 
-.PHONY: help setup sample demo docs test test-slow check release-check clean
+.PHONY: help setup sample demo docs test test-slow gpu check release-check clean
 
 help:
 	@echo "make sample [CLASS=207]   images of the bundled model, and a grid of them: runs/samples/grid.png"
@@ -17,6 +21,7 @@ help:
 	@echo "make test                 format, lint, types and tests"
 	@echo "make docs                 the documentation, as pages in build/site"
 	@echo "make release-check        builds the package, and samples with it alone, offline"
+	@echo "make gpu [WHEELS=folder]  on an NVIDIA GPU: its tests, then a table of speeds in runs/gpu"
 	@echo "make test-slow            the published tokenizers at full size, in minutes"
 
 setup: $(READY)
@@ -24,9 +29,9 @@ setup: $(READY)
 # torch first, in its own call: a later plain `torch` could otherwise choose another build.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]" "$(TORCH)"
+	$(PIP) --upgrade pip
+	$(PIP) "$(TORCH)"
+	$(PIP) --editable ".[$(EXTRAS)]" "$(TORCH)"
 	touch $(READY)
 
 sample: $(READY)
@@ -57,6 +62,14 @@ release-check: $(READY)
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python tests/check_release.py dist/*.whl
+
+# In an environment of its own, with a CUDA build of torch. Nothing is installed where there is no GPU.
+gpu:
+	@nvidia-smi --list-gpus 2>/dev/null | grep -q "^GPU" || \
+	  { echo "make gpu needs an NVIDIA GPU with its driver: nvidia-smi lists none" >&2; exit 1; }
+	$(MAKE) setup VENV=.venv-gpu EXTRAS=dev,peers $(if $(filter file,$(origin TORCH)),TORCH="torch>=2.10")
+	.venv-gpu/bin/python -m pytest -q -m gpu tests
+	.venv-gpu/bin/python -m coda.pipeline.gpu_report
 
 # mypy does not see setuptools' package mapping, so it gets a folder of links.
 build/mypy/coda:

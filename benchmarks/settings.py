@@ -116,9 +116,12 @@ class SpeedSettings(Settings):
     """Settings of `speed`."""
 
     codebook_sizes: tuple[Count, ...] = setting((), "More codebook sizes to time every quantizer with.")
+    generators: tuple[Literal["pocket", "tiny", "small", "compact", "base", "medium", "large"], ...] = setting(
+        (), "Presets of train-maskgit to time on every quantizer's codes: training steps and sampling."
+    )
     size: Count | None = setting(None, "Image size for the tokenizer in pixels; by default its own.")
     batch_size: Count = setting(4, "Images per batch.")
-    repeats: Count = setting(3, "Repetitions; the fastest counts.")
+    repeats: Count = setting(3, "Repetitions; the fastest counts, on CUDA the median.")
     seed: Seed = setting(0, "Seed for weights and inputs.")
 
 

@@ -25,6 +25,8 @@ class TrainingDraw:
         source_images: (B,) int64, the image of the whole batch whose codes replace the corrupted ones.
         unconditional: (B,) bool, the images whose class is dropped.
         mean_masked: (L,) float32, masked cells of each level of an image, on average over the whole batch.
+        cells: (M,) int64, the masked cells by their index in the flattened `masked`. They are counted before the draw
+            goes to an accelerator, which would have to be waited for.
     """
 
     masked: torch.Tensor
@@ -32,6 +34,11 @@ class TrainingDraw:
     source_images: torch.Tensor
     unconditional: torch.Tensor
     mean_masked: torch.Tensor
+    cells: torch.Tensor = None  # type: ignore[assignment]  # follows from `masked`
+
+    def __post_init__(self) -> None:
+        if self.cells is None:
+            object.__setattr__(self, "cells", self.masked.flatten().nonzero()[:, 0])
 
     def rows(self, first: int, last: int) -> TrainingDraw:
         """The share [first, last) of the batch."""
@@ -46,7 +53,7 @@ class TrainingDraw:
 
     def to(self, device: torch.device) -> TrainingDraw:
         """The same draw on a device."""
-        return TrainingDraw(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return TrainingDraw(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 def draw_training(

@@ -65,10 +65,14 @@ class MaskedCodeObjective(nn.Module):
         label_smoothing: Share of the target that is spread over all codes.
     """
 
+    level_weights: torch.Tensor
+
     def __init__(self, transformer: MaskGitTransformer, weights: str = "equal", label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.transformer = transformer
-        self.level_weights = level_weights(weights, transformer.layout)
+        self.register_buffer(
+            "level_weights", torch.tensor(level_weights(weights, transformer.layout)), persistent=False
+        )
         self.label_smoothing = label_smoothing
 
     def forward(
@@ -95,12 +99,12 @@ class MaskedCodeObjective(nn.Module):
         cells_per_level = [h * w for h, w in layout.sides]
         masked_per_level = draw.mean_masked * len(codes)  # (L,)
         level_of_cell = torch.cat([codes.new_full((n,), level) for level, n in enumerate(cells_per_level)])
-        level_of_row = level_of_cell.expand_as(codes)[draw.masked]  # (M,)
-        row_weights = (masked_per_level.new_tensor(self.level_weights) / masked_per_level)[level_of_row]
+        level_of_row = level_of_cell[draw.cells % len(level_of_cell)]  # (M,)
+        row_weights = (self.level_weights / masked_per_level)[level_of_row]
         loss, row_losses = chunked_cross_entropy(
-            features[draw.masked],
+            features.flatten(0, 1)[draw.cells],
             model.code_embedding.weight,
-            codes[draw.masked],
+            codes.flatten()[draw.cells],
             row_weights,
             label_smoothing=self.label_smoothing,
         )

@@ -166,11 +166,12 @@ def fill_level(
         filled = codes[:, cells]
         masked = filled == mask
         count = masked.sum(dim=1) - masked_after[step]  # (B,) cells that this step fills
-        if int(count.max()) > 0:
-            # Logits are needed for all masked cells to rank them by confidence, else for those to be filled.
-            needed = masked.sum(dim=1) if ranks is None else count
+        # Logits are needed for all masked cells to rank them by confidence, else for those to be filled.
+        needed = masked.sum(dim=1) if ranks is None else count
+        fills, most = torch.stack([count.max(), needed.max()]).tolist()  # the one wait for the device in a step
+        if fills > 0:
             position = (~masked).long() if ranks is None else torch.where(masked, ranks, ranks.shape[1])
-            chosen = position.argsort(dim=1, stable=True)[:, : int(needed.max())]  # (B, m)
+            chosen = position.argsort(dim=1, stable=True)[:, :most]  # (B, m)
             logits = predict(filled, prefix, level, chosen, guidance((index + 0.5) / total))
             drawn, log_p = _draw_cells(logits, noise.choice[:, step].gather(1, chosen), draw)
             place = torch.arange(chosen.shape[1], device=codes.device)
@@ -187,8 +188,8 @@ def fill_level(
         codes = codes if replaced is None else replaced
         index += 1
     count = (redraw * likelihood.isfinite().sum(dim=1)).long()  # (B,) cells that are drawn once more
-    if int(count.max()) > 0:
-        filled, chosen = codes[:, cells], likelihood.argsort(dim=1, stable=True)[:, : int(count.max())]  # (B, m)
+    if redraw and (most := int(count.max())) > 0:
+        filled, chosen = codes[:, cells], likelihood.argsort(dim=1, stable=True)[:, :most]  # (B, m)
         new, old = torch.arange(chosen.shape[1], device=codes.device) < count[:, None], filled.gather(1, chosen)
         logits = predict(filled.scatter(1, chosen, old.masked_fill(new, mask)), prefix, level, chosen, 1.0)
         drawn, _ = _draw_cells(logits, noise.choice[:, -1].gather(1, chosen), draw)

@@ -140,10 +140,10 @@ def _train(
                 cache.layout, settings.batch_size, step_generator(settings.seed, step),
                 settings.mask_law, settings.corruption, settings.class_dropout, settings.mask_all,
             )  # fmt: skip
-            draw = draw.rows(process * local, (process + 1) * local).to(device)
+            draw = draw.rows(process * local, (process + 1) * local)
             if settings.dropout:
                 torch.manual_seed(derived_seed("dropout", settings.seed, step, process))
-            codes, labels = codes.to(device), labels.to(device)
+            codes, labels = codes.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             loss, level_losses = _accumulate(model, accelerator, codes, labels, draw, settings.accumulation)
             gradient = optimizer.step(lr)
 
@@ -182,7 +182,9 @@ def _accumulate(
     for part in range(parts):
         synchronize_gradients(model, part == parts - 1)
         first, last = part * size, (part + 1) * size
-        output: ObjectiveOutput = model(codes[first:last], labels[first:last], draw.rows(first, last), everyone)
+        output: ObjectiveOutput = model(
+            codes[first:last], labels[first:last], draw.rows(first, last).to(codes.device), everyone
+        )
         accelerator.backward(output.loss / parts)
         found.append((output.loss.detach(), output.level_losses))
     loss, level_losses = (torch.stack(values).mean(dim=0) for values in zip(*found, strict=True))

@@ -190,7 +190,7 @@ class MaskGitTransformer(StrictModel, AttentionMixin):  # type: ignore[misc]  # 
         downsampled = [downsample(prefix, grid).flatten(2).mT for prefix, grid in zip(prefixes, grids, strict=True)]
         dtype = self.prefix_projection.weight.dtype
 
-        level_embedding = self.level_embedding(torch.tensor(list(levels), device=codes.device))  # (V, D)
+        level_embedding = torch.stack([self.level_embedding.weight[level] for level in levels])  # (V, D)
         hidden = self._embed(codes)
         hidden = hidden + self.prefix_projection(torch.cat(downsampled, dim=1).to(dtype))
         hidden = hidden + (self.position_projection(positions.to(dtype)) + level_embedding[level_of_cell])

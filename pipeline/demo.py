@@ -69,8 +69,8 @@ def demo(*, data: Path | None = None, out: Path = Path("runs/demo")) -> int:
 _STAGES = ("vae", "tokenizer", "cache", "generator", "samples")
 
 
-def crop_photos(folder: Path) -> Path:
-    """Fill `folder` with crops of scikit-image's photos, one subfolder per class; returns `folder`."""
+def crop_photos(folder: Path, size: int = SIZE) -> Path:
+    """Fill `folder` with square crops of scikit-image's photos, one subfolder per class; returns `folder`."""
     if folder.exists():
         return folder
     try:
@@ -92,7 +92,7 @@ def crop_photos(folder: Path) -> Path:
         for number in range(CROPS):
             side = int(min(photo.size) * rng.uniform(0.6, 1.0))
             left, top = (rng.randint(0, extent - side) for extent in photo.size)
-            crop = photo.crop((left, top, left + side, top + side)).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+            crop = photo.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
             crop.save(partial / wordnet_id / f"{Path(name).stem}_{number:03}.png")
     return publish_directory(partial, folder)
 

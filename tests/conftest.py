@@ -37,6 +37,27 @@ def _one_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def cuda() -> torch.device:
+    """The CUDA device; without one the test is skipped."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device is here")
+    return torch.device("cuda")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and the CUDA device if there is one."""
+    return request.getfixturevalue("cuda") if request.param == "cuda" else torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def kernel_device() -> torch.device:
+    """Where the fused kernels run: a CUDA device, or the CPU in Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed; the fused kernels cannot be tested")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real photos and a real small VAE, kept outside of the repository."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 pytest.importorskip("triton", reason="Triton is not installed; the fused kernels cannot be tested")
@@ -18,17 +19,23 @@ RUN = f"import runpy\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
 DECAYS = {"vae": 0.9, "tokenizer": 0.5, "discriminator": 0.5, "generator": 0.9}  # of AdamW's mean of gradients
 
 
-@pytest.fixture(scope="module")
-def kept(fresh: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Checkpoints of one process and of two, as a launcher starts them."""
+ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+ON_CUDA = {"DEVICE": "cuda", "DTYPE": "float32", "NVIDIA_TF32_OVERRIDE": "0"}
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kept(
+    request: pytest.FixtureRequest, fresh: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Checkpoints of one process and of two, as a launcher starts them; on CUDA each has a device."""
+    if request.param == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("two CUDA devices are not here")
+    place = ON_CPU if request.param == "cpu" else ON_CUDA
     one, two = (tmp_path_factory.mktemp("trained") / name for name in ("one", "two"))
     with socket.create_server(("localhost", 0)) as free:
         group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
     ranks = [{}, *({**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))]
-    running = [
-        fresh(RUN, folder, CUDA_VISIBLE_DEVICES="", TRITON_INTERPRET="1", **rank)[0]
-        for folder, rank in zip((one, two, two), ranks, strict=True)
-    ]
+    running = [fresh(RUN, folder, **place, **rank)[0] for folder, rank in zip((one, two, two), ranks, strict=True)]
     for process in running:
         process.join(600)
         assert process.exitcode == 0  # its traceback is on stderr

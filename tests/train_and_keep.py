@@ -1,7 +1,8 @@
 """Small trainings whose checkpoints are kept in OUT/kept: `python train_and_keep.py OUT`, alone or under a launcher.
 
-`test_many_processes` runs it. Entropy, corruption, posterior noise and the adversarial loss are all on. The learning
-rates are small, because an optimizer that divides by the gradient's own size enlarges what rounding leaves of it.
+`test_many_processes` runs it; DEVICE and DTYPE in the environment say where and how. Entropy, corruption, posterior
+noise and the adversarial loss are all on. The learning rates are small, because an optimizer that divides by the
+gradient's own size enlarges what rounding leaves of it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from coda.tokenizer.vae.continuous_vae import measure_normalization
 STEPS = 10
 KEPT = (1, STEPS // 2 + 1, STEPS)  # after the first step of all, after that of a second phase, and near the end
 BATCH = 8
-RUN = RunOptions(device="cpu", checkpoint_every=1)
+RUN = RunOptions(device=os.environ.get("DEVICE", "cpu"), dtype=os.environ.get("DTYPE", "auto"), checkpoint_every=1)
 
 
 class Textures(ImageSource):
@@ -130,7 +131,8 @@ def phases(out: Path) -> None:
 
 def generator(out: Path) -> None:
     cache = out.parent / f"cache-{os.environ.get('RANK', 0)}"
-    make_cache(cache)
+    if not cache.exists():
+        make_cache(cache)
     settings = MaskGitSettings(
         preset="pocket", hidden_size=16, depth=2, num_heads=2, steps=STEPS + 1, batch_size=BATCH, corruption=0.8,
     )  # fmt: skip
@@ -143,7 +145,7 @@ def retrieval(out: Path) -> None:
     for backend in ("tiled", "fused"):
         os.environ["CODA_RETRIEVAL"] = backend
         draw = torch.Generator().manual_seed(5)
-        q, k, v = (torch.randn(shape, generator=draw) for shape in ((96, 8), (150, 8), (150, 4)))
+        q, k, v = (torch.randn(shape, generator=draw).to(RUN.device) for shape in ((96, 8), (150, 8), (150, 4)))
         k.requires_grad_()
         found = retrieve(q[rank::count], k, v, temperature=0.5)
         (found.sample_entropy - 2 * found.batch_entropy).backward()

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,18 @@ import torch
 
 from coda.tokenizer.fingerprint import weights_digest
 
-_PACKAGES = ("coda", "torch", "torchvision", "diffusers", "peft", "torch-fidelity", "numpy", "pillow")
+_PACKAGES = (
+    "coda",
+    "torch",
+    "triton",
+    "vector-quantize-pytorch",
+    "torchvision",
+    "diffusers",
+    "peft",
+    "torch-fidelity",
+    "numpy",
+    "pillow",
+)
 
 
 def describe_run(device: torch.device) -> dict[str, Any]:
@@ -51,8 +63,9 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "device": str(device),
     }
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-        found["cuda"] = torch.version.cuda
+        properties = torch.cuda.get_device_properties(device)
+        found |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "driver": _driver()}
     return found
 
 
@@ -96,6 +109,15 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver; None if nvidia-smi does not say."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
 
 
 def _memory_gib() -> float | None:

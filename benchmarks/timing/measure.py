@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 _MIB = 2**20
+_GEMM_SIZE, _GEMM_SIZE_ON_DEVICE = 2048, 8192
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Measured:
     """The cost of one piece of work.
 
     Attributes:
-        seconds: The fastest of the repetitions.
+        seconds: The fastest of the repetitions; on CUDA their median, because clocks vary there, while on a CPU other
+            work only ever adds.
         slowest: The slowest of them.
         peak_mib: Peak memory above what was held before; None if the system does not report it.
     """
@@ -43,7 +46,15 @@ def measure_in_turns(works: list[Callable[[], object]], device: torch.device, re
     for _ in range(repeats):
         for work, taken in zip(works, seconds, strict=True):
             taken.append(_seconds(work, device))
-    return [Measured(min(s), max(s), peak) for s, peak in zip(seconds, peaks, strict=True)]
+    typical = statistics.median if device.type == "cuda" else min
+    return [Measured(typical(s), max(s), peak) for s, peak in zip(seconds, peaks, strict=True)]
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
+    """Operations per second of a large matrix product: what the machine can do."""
+    size = _GEMM_SIZE if device.type == "cpu" else _GEMM_SIZE_ON_DEVICE
+    a = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size**3 / measure(lambda: a @ a, device, repeats).seconds
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -56,6 +67,13 @@ def available_bytes(device: torch.device) -> int | None:
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
     _wait(device)
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000
     start = time.perf_counter()
     work()
     _wait(device)

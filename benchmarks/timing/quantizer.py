@@ -7,6 +7,9 @@ operations that a step needs at least,
     2 N K (4 d + 2 C):  logits in both directions, their gradients for queries and keys;  p·v and g·v,
 
 per second, relative to the rate of a large matrix product in the same run.
+
+If vector-quantize-pytorch is installed, its ResidualVQ runs too, with as many levels, codes per image and codes in the
+codebook. It does less: nearest neighbors without gradients through the choice, and no entropies.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -25,7 +29,7 @@ from coda.tokenizer.quantizer.retrieval import Backend, retrieval_backend
 from ..reports.plots import Plot
 from ..reports.report import Cell, Figure, Table
 from .dense import dense_bytes, dense_forward
-from .measure import Measured, available_bytes, measure, measure_in_turns
+from .measure import Measured, available_bytes, matmul_rate, measure_in_turns
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ QUANTIZER_SHAPES = (
 
 _LARGER_BATCH = 4  # times the batch, to see how memory grows
 _LARGER = f", {_LARGER_BATCH} × the batch"
-_GEMM_SIZE = 2048
 
 Work = Callable[[], object]
+_WORKS = ("step", "encode")
 
 
 @dataclass
@@ -78,9 +82,8 @@ def time_quantizers(
     found = QuantizerTimes()
     if not shapes:
         return found
-    a = torch.randn(_GEMM_SIZE, _GEMM_SIZE, device=device)
-    gemm = 2 * _GEMM_SIZE**3 / measure(lambda: a @ a, device, repeats).seconds  # operations per second
-    found.figures.append(Figure("matrix product", gemm / 1e9, "GFLOP/s", note=f"float32, {_GEMM_SIZE}³"))
+    gemm = matmul_rate(device, torch.float32, repeats)
+    found.figures.append(Figure("matrix product, float32", gemm / 1e9, "GFLOP/s"))
     cases = [(shape, sorted({*codebook_sizes, shape.codebook_size})) for shape in shapes]
     with progress("Timing quantizers", total=sum(len(sizes) for _, sizes in cases), unit="codebooks") as bar:
         for shape, sizes in cases:
@@ -123,7 +126,30 @@ def _time(shape: QuantizerShape, device: torch.device, repeats: int, seed: int) 
 
         works["dense step"] = _training_step(quantizer, latents, lambda inputs: dense_forward(quantizer, inputs))
         works["dense forward"] = forward
+    if find_spec("vector_quantize_pytorch"):
+        works |= _peer_works(shape, latents)
     return dict(zip(works, measure_in_turns(list(works.values()), device, repeats), strict=True))
+
+
+def _peer_works(shape: QuantizerShape, latents: torch.Tensor) -> dict[str, Work]:
+    """A training step and encoding of ResidualVQ, on tokens (B, codes of an image / levels, C)."""
+    from vector_quantize_pytorch import ResidualVQ
+
+    levels = len(shape.sides)
+    peer = ResidualVQ(
+        dim=shape.latent_channels, codebook_size=shape.codebook_size, num_quantizers=levels, shared_codebook=True
+    ).to(latents.device)
+    tokens = latents.flatten(2).mT[:, : sum(side**2 for side in shape.sides) // levels].contiguous()
+
+    def step() -> None:
+        quantized, _, loss = peer.train()(tokens.clone().requires_grad_())
+        (loss.sum() + quantized.mean()).backward()
+
+    @torch.no_grad()
+    def encode() -> object:
+        return peer.eval()(tokens)
+
+    return {"ResidualVQ step": step, "ResidualVQ encode": encode}
 
 
 def _make_quantizer(shape: QuantizerShape, device: torch.device, seed: int) -> tuple[ResidualQuantizer, torch.Tensor]:
@@ -185,6 +211,14 @@ def _figures(shape: QuantizerShape, times: dict[str, Measured], gemm_seconds: fl
             Figure(f"{name} encode, times faster than dense forward", faster_encode, "×", note=absent),
             Figure(f"{name} step, share of the matrix product's rate", 100 * gemm_seconds / step.seconds, "%"),
         ]
+        if "ResidualVQ step" in times:
+            faster, faster_encode = (
+                _ratio(times[f"ResidualVQ {w}"], times[f"{backend} {w}"], "seconds") for w in _WORKS
+            )
+            figures += [
+                Figure(f"{name} step, times faster than ResidualVQ", faster, "×"),
+                Figure(f"{name} encode, times faster than ResidualVQ", faster_encode, "×"),
+            ]
         if larger := times.get(f"{backend} step{_LARGER}"):
             note = f"peak of {_LARGER_BATCH} × the batch over that of the batch"
             figures.append(Figure(f"{name} step, growth of memory", _ratio(larger, step, "peak_mib"), "×", note=note))

@@ -1,4 +1,4 @@
-"""How fast, and in how much memory: the quantizer against a dense one, a tokenizer, a sampler.
+"""How fast, and in how much memory: the quantizer against a dense one, generators, a tokenizer, a sampler.
 
 Ratios are measured in one run on one machine, in turns: they carry over to other machines better than seconds do.
 """
@@ -21,6 +21,7 @@ from ..image_sets.sample_store import Sampler
 from ..reports.provenance import describe_run
 from ..reports.report import Figure, Report, Table
 from ..settings import SpeedSettings
+from .generator import sampling_shapes, time_generators
 from .measure import Measured, measure
 from .quantizer import QUANTIZER_SHAPES, QuantizerShape, time_quantizers
 
@@ -58,6 +59,13 @@ def speed(
     # Seconds belong to a moment: a second run is a new measurement, so the date is part of the settings.
     directory = RunDirectory(out, "speed benchmark", {"date": run_description["date"]}, run.overwrite)
     found = time_quantizers(shapes, settings.codebook_sizes, settings.repeats, settings.seed, device)
+    for shape in shapes:
+        samplings = sampling_shapes(sorted({1, batch_size}), len(shape.sides))
+        figures, tables = time_generators(
+            settings.generators, shape, samplings, batch_size, settings.repeats, settings.seed, device
+        )
+        found.figures += figures
+        found.tables += tables
     models: dict[str, Measured] = {}
     if image_size is not None:
         models |= _time_tokenizer(tokenizer, image_size, device, settings)
@@ -80,8 +88,8 @@ def speed(
         provenance={
             "quantizer_shapes": [asdict(shape) for shape in shapes],
             "codebook_sizes": list(settings.codebook_sizes),
-            "timing": f"in turns, the fastest of {settings.repeats} after one warm-up; peak above what was held "
-            "before, in the warm-up",
+            "timing": f"in turns, the fastest of {settings.repeats} (on CUDA the median) after one warm-up; "
+            "peak above what was held before, in the warm-up",
             "batch_size": batch_size,
             "seed": settings.seed,
             **run_description,

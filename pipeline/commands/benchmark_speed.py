@@ -23,16 +23,17 @@ def speed(
     *,
     shapes: Shapes = None,
     out: Out = Path("runs/speed"),
-    settings: Annotated[SpeedSettings, Without("size", "batch_size")],
+    settings: Annotated[SpeedSettings, Without("size")],
     run: Annotated[RunOptions, Without("workers", "dtype", "strict", "checkpoint_every", "log_with")],
 ) -> str:
-    """Measure time and memory of the quantizer, compared with a dense one.
+    """Measure time and memory of the quantizer, compared with a dense one, and of generators.
 
-    A training step and encoding: dense, in tiles and, on CUDA, in fused kernels.
+    A training step and encoding: dense, in tiles, on CUDA in fused kernels, and vector-quantize-pytorch's if installed.
 
     Examples:
         coda benchmark speed --shapes small
         coda benchmark speed --shapes kl16,flux --codebook-sizes 4096,16384,65536,262144
+        coda benchmark speed --shapes kl16 --generators small,medium,large --batch-size 32
     """
     from coda.benchmarks.timing.quantizer import QUANTIZER_SHAPES
 

@@ -101,7 +101,7 @@ def test_the_loss_is_the_mean_over_levels_at_masked_cells(model, batch):
 def test_levels_are_weighed_by_law(model, batch, law, weights):
     objective = MaskedCodeObjective(model, law)
     cost = objective(*batch)
-    shares = torch.tensor(objective.level_weights)
+    shares = objective.level_weights
     if weights is None:
         assert shares[1] > max(shares[0], shares[2])
     else:

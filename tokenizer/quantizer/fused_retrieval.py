@@ -259,7 +259,7 @@ class _FusedRetrieve(torch.autograd.Function):
         q, k, v, codes, peak, soft, total, norm, entropy, mean = ctx.saved_tensors
         launch = _Launch(q, k, v, ctx.temperature, ctx.blocks)
         g = g.float()
-        gv = torch.zeros_like(v, dtype=torch.float32).index_add_(0, codes, g)
+        gv = torch.zeros_like(v, dtype=torch.float32).index_put_((codes,), g, accumulate=True)  # sorted: no atomics
         inner = (g * soft).sum(dim=1) / total**2  # ⟨g, soft⟩ / Σ e^s: p is e^s / Σ e^s
         w = -(mean + EPSILON).log() - mean / (mean + EPSILON)
         expected = launch.expected(peak, w) / norm

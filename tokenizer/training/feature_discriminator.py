@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..foundation.errors import CodaError, first_line
+from ..quantizer.resampling import resize
 from .perceptual import LiteFeatures
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
@@ -76,7 +76,7 @@ class DinoFeatures(nn.Module):
         """Features (B, C, N), the class token added to each image token."""
         if images.shape[-2:] != (self.size, self.size):
             larger = min(images.shape[-2:]) > self.size
-            images = F.interpolate(images, (self.size, self.size), mode="area" if larger else "bicubic")
+            images = resize(images, (self.size, self.size), mode="area" if larger else "bicubic")
         pixels = ((images + 1) / 2 - self.mean) / self.std
         states = self.vit(pixel_values=pixels, output_hidden_states=True).hidden_states
         return [(states[i][:, 1:] + states[i][:, :1]).transpose(1, 2) for i in self._read]

@@ -65,7 +65,16 @@ def start_accelerator(device: str = "auto", dtype: str = "auto") -> Accelerator:
         torch.cuda.set_device(wanted)
     accelerator = Accelerator(cpu=cpu, mixed_precision=_MIXED_PRECISION[dtype])
     check_world_size(accelerator.num_processes)
+    if accelerator.device.type == "cuda":
+        _repeat_to_the_bit()
     return accelerator
+
+
+def _repeat_to_the_bit() -> None:
+    """Let CUDA choose algorithms that give the same bits every time, so that a resumed run ends with the same bytes."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def open_run_directory(

@@ -36,6 +36,17 @@ def test_quantizer_over_codebook_sizes(tmp_path: Path) -> None:
     assert Report.load(tmp_path / "speed").to_json() == report.to_json()
 
 
+def test_generators_on_a_quantizers_codes(tmp_path: Path) -> None:
+    settings = SpeedSettings(generators=("pocket",), batch_size=2, repeats=1)
+    report = speed(None, None, tmp_path / "speed", [TINY], settings, CPU)
+    assert 0 < (report["pocket: training, share of the matrix product's rate"] or 0) < 100
+    _, training, sampling = report.tables
+    assert [row[:2] for row in training.rows] == [["pocket", 2]]
+    assert [row[:4] for row in sampling.rows] == [
+        ["pocket", images, steps, guidance] for images in (1, 2) for steps in (3, 12) for guidance in (1.0, 3.0)
+    ]
+
+
 def test_tokenizer_and_sampler(tokenizer: Any, tmp_path: Path) -> None:
     asked = []
 

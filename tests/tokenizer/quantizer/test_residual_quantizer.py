@@ -10,6 +10,7 @@ import torch
 
 from coda.tokenizer import CodaError, ResidualQuantizer
 from coda.tokenizer.quantizer.kmeans import initialize_nearest_neighbor, residual_kmeans
+from coda.tokenizer.quantizer.resampling import _Resize
 
 SIDES = [1, 2, 4, 8]
 
@@ -150,3 +151,12 @@ step(256, [1, 2], 1)
 def test_the_published_flux_shape_trains_in_little_memory(mebibytes):
     """K = 65,536, 2,240 codes per image, batch of 4: under 0.6 GB; a dense step takes some 16 GB."""
     assert mebibytes(PREPARE, "step(65536, [1, 2, 3, 4, 6, 9, 13, 18, 24, 32], 4)") < 600
+
+
+@pytest.mark.parametrize("mode", ["area", "bicubic"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 6), (9, 16)])
+def test_gradients_of_resizing_by_matrices_are_those_of_interpolation(mode, size):
+    images, seen = torch.randn(2, 3, 7, 6, requires_grad=True), torch.randn(2, 3, *size)
+    resized = _Resize.apply(images, size, mode), torch.nn.functional.interpolate(images, size, mode=mode)
+    found, expected = (torch.autograd.grad((each * seen).sum(), images)[0] for each in resized)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -32,10 +32,10 @@ def dense(q, k, v, temperature):
     return codes, values, -(log_pi.exp() * log_pi).sum(dim=1).mean(), -(mean * (mean + 1e-5).log()).sum()
 
 
-def inputs(n, k, d, c, dtype=torch.float64, spread=1.0):
+def inputs(n, k, d, c, dtype=torch.float64, spread=1.0, device="cpu"):
     generator = torch.Generator().manual_seed(n * 7919 + k)
     shapes = [(n, d), (k, d), (k, c), (n, c)]
-    q, keys, v, g = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+    q, keys, v, g = (torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype) for shape in shapes)
     return [(q * spread).requires_grad_(), keys.requires_grad_(), v.requires_grad_()], g
 
 
@@ -110,9 +110,8 @@ def test_extreme_temperature_stays_finite(monkeypatch, temperature):
 
 
 @pytest.fixture(scope="module")
-def fused():
-    """The fused kernels; on a CPU in Triton's interpreter, see tests/conftest.py."""
-    pytest.importorskip("triton", reason="Triton is not installed; the fused kernels cannot be tested")
+def fused(kernel_device):
+    """The fused kernels."""
     from coda.tokenizer.quantizer import fused_retrieval
 
     return fused_retrieval
@@ -132,14 +131,16 @@ SMALL = (16, 32)  # tokens and codes of a block, for many blocks in small tensor
     ],
 )
 @pytest.mark.parametrize("temperature", [0.01, 1.0])
-def test_fused_equals_dense_autograd(fused, n, k, d, c, temperature):
-    leaves, g = inputs(n, k, d, c, torch.float32)
+@pytest.mark.gpu
+def test_fused_equals_dense_autograd(fused, kernel_device, n, k, d, c, temperature):
+    leaves, g = inputs(n, k, d, c, torch.float32, device=kernel_device)
     settings = (temperature, fused.Blocks(*SMALL), 1e-4, fused.fused_retrieve)
     assert_equal_to_dense(leaves, g, (0.7, -1.3), *settings)
 
 
-def test_fused_on_bfloat16_accumulates_in_float32(fused):
-    leaves, g = inputs(20, 150, 16, 8, torch.bfloat16)
+@pytest.mark.gpu
+def test_fused_on_bfloat16_accumulates_in_float32(fused, kernel_device):
+    leaves, g = inputs(20, 150, 16, 8, torch.bfloat16, device=kernel_device)
     codes, found = losses_and_gradients(fused.fused_retrieve, leaves, g, (1.0, -1.0), 0.1, fused.Blocks(*SMALL))
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     expected_codes, expected = losses_and_gradients(dense, exact, g.double(), (1.0, -1.0), 0.1)
@@ -150,27 +151,30 @@ def test_fused_on_bfloat16_accumulates_in_float32(fused):
         assert (ours.double() - theirs).abs().max() <= 2**-8 * theirs.abs().max()
 
 
-def test_fused_ties_go_to_the_first_code_within_blocks_across_them_and_across_splits(fused):
-    q = torch.randint(-9, 9, (50, 4)).float()
+@pytest.mark.gpu
+def test_fused_ties_go_to_the_first_code_within_blocks_across_them_and_across_splits(fused, kernel_device):
+    q = torch.randint(-9, 9, (50, 4)).float().to(kernel_device)
     for count, copies in [(6, 5), (32, 4), (700, 4)]:
-        k = torch.randint(-9, 9, (count, 4)).float().repeat(copies, 1)
+        k = torch.randint(-9, 9, (count, 4)).float().repeat(copies, 1).to(kernel_device)
         codes, peaks = fused.fused_argmax_codes(q, k, fused.Blocks(*SMALL))
         expected = argmax_codes(q, k, (50, len(k)))
         assert torch.equal(codes, expected[0]) and torch.equal(peaks, expected[1])
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("temperature", [1e-6, 1e6])
-def test_fused_at_extreme_temperatures_stays_finite(fused, temperature):
-    leaves, g = inputs(33, 128, 8, 4, torch.float32, spread=100.0)
+def test_fused_at_extreme_temperatures_stays_finite(fused, kernel_device, temperature):
+    leaves, g = inputs(33, 128, 8, 4, torch.float32, 100.0, kernel_device)
     block = fused.Blocks(*SMALL)
     _, found = losses_and_gradients(fused.fused_retrieve, leaves, g, (1.0, -1.0), temperature, block)
     assert all(bool(tensor.isfinite().all()) for tensor in found)
     assert found[1].item() == pytest.approx(0.0 if temperature < 1 else math.log(128), abs=1e-3)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("kernels", [False, True])
-def test_the_same_call_gives_the_same_bits(fused, kernels):
-    leaves, g = inputs(33, 2100, 8, 4, torch.float32)
+def test_the_same_call_gives_the_same_bits(fused, kernel_device, kernels):
+    leaves, g = inputs(33, 2100, 8, 4, torch.float32, device=kernel_device if kernels else "cpu")
     function = fused.fused_retrieve if kernels else retrieve
     first, second = (losses_and_gradients(function, leaves, g, (1.0, -1.0), 0.01) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
@@ -227,9 +231,10 @@ def test_the_setting_names_the_backend(fused, monkeypatch):
         retrieval_backend(cpu, torch.float32)
 
 
-def test_a_quantizer_with_fused_kernels_finds_the_same(fused, monkeypatch):
-    quantizer = ResidualQuantizer(8, 200, [1, 2, 4], norm="rms_norm")
-    latents = torch.randn(2, 8, 4, 4)
+@pytest.mark.gpu
+def test_a_quantizer_with_fused_kernels_finds_the_same(fused, kernel_device, monkeypatch):
+    quantizer = ResidualQuantizer(8, 200, [1, 2, 4], norm="rms_norm").to(kernel_device)
+    latents = torch.randn(2, 8, 4, 4, device=kernel_device)
     found = {}
     for backend in ("tiled", "fused"):
         monkeypatch.setenv("CODA_RETRIEVAL", backend)
