@@ -83,5 +83,5 @@ def card_metadata(name: str, results: Sequence[EvalResult] = (), **fields: Any) 
         results: The figures, such as `Report.to_eval_results` gives.
         **fields: `library_name`, `pipeline_tag`, `tags`, … of `ModelCardData`.
     """
-    figures = {"model_name": name, "eval_results": [*results]} if results else {}
-    return f"---\n{ModelCardData(**fields, **figures).to_yaml()}\n---\n"
+    data = ModelCardData(model_name=name if results else None, eval_results=[*results] or None, **fields)
+    return f"---\n{data.to_yaml()}\n---\n"
