@@ -87,8 +87,8 @@ def time_generators(
     columns = ("preset", "images", "seconds", "images/s", "% of the matrix product", "peak MiB")
     tables = [Table(f"Training steps, {shape.name}", columns, training)]
     if sampling:
-        columns = ("preset", "images", "steps", "guidance", "seconds", "images/s", "× bare forwards")
-        tables.append(Table(f"Sampling, {shape.name}", columns, sampling))
+        heads = ("preset", "images", "steps", "guidance", "seconds", "images/s", "× bare forwards")
+        tables.append(Table(f"Sampling, {shape.name}", heads, sampling))
     return figures, tables
 
 
