@@ -28,6 +28,7 @@ COMMANDS = {
     "edit vary": "edit:vary",
     "edit change-class": "edit:change_class",
     "reconstruct": "reconstruct:reconstruct",
+    "demo": "demo:demo",
     "benchmark rfid": "benchmark_rfid:rfid",
     "benchmark gfid": "benchmark_gfid:gfid",
     "benchmark judge": "benchmark_judge:judge",

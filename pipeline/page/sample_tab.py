@@ -1,0 +1,69 @@
+"""The tab *Sample*: an image forms, level by level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from coda.generator.sampling import ORDERS
+
+from ..coda_pipeline import CodaPipeline
+from .frames import sample_frames, with_order
+from .widgets import (
+    ONE_AT_A_TIME,
+    choose_class,
+    choose_guidance,
+    choose_seed,
+    choose_steps,
+    messages,
+    read_class,
+    read_settings,
+)
+
+_ORDER_HELP = "Which cells of a level first: those the model is surest of, evenly spread ones, or any."
+
+
+def add_sample_tab(pipeline: CodaPipeline) -> None:
+    """Add the tab to the page that is being built."""
+
+    def sample(label: int, seed: int, guidance: float, steps: str, order: str) -> Iterator[tuple[Any, str, Any]]:
+        levels: list[tuple[Image.Image, str]] = []
+        sides = pipeline.tokenizer.layout.sides
+        with messages():
+            settings = read_settings(steps, guidance, seed)
+            with closing(sample_frames(with_order(pipeline, order), read_class(label), settings)) as frames:
+                for frame in frames:
+                    height, width = sides[frame.level]
+                    grid = f"{height}×{width}"
+                    if frame.filled == frame.cells:
+                        levels.append((frame.image, f"level {frame.level + 1}: {grid}"))
+                    text = f"Level {frame.level + 1} of {len(sides)}, {grid}: {frame.filled} of {frame.cells} codes"
+                    yield frame.image, f"Finished, with seed {settings.seed}." if frame.last else text, levels
+
+    with gr.Tab("Sample"):
+        gr.Markdown(
+            "The generator writes an image as codes, from a coarse level to a fine one; "
+            "cells under the gray veil have no code yet."
+        )
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                inputs = [choose_class(pipeline, 0), choose_seed(), choose_guidance(pipeline), choose_steps(pipeline)]
+                order = pipeline.scheduler.config["order"]
+                inputs.append(gr.Radio([*ORDERS], value=order, label="Order", info=_ORDER_HELP))
+                with gr.Row():
+                    start, stop = gr.Button("Sample", variant="primary"), gr.Button("Stop")
+            with gr.Column(scale=2):
+                image = gr.Image(label="Image", format="png", height=420, elem_classes="pixels", interactive=False)
+                state = gr.Markdown("Choose a class and press Sample.")
+                strip = gr.Gallery(
+                    label="After each level", format="png", columns=5, object_fit="contain", elem_classes="pixels",
+                    height=260, interactive=False,
+                )  # fmt: skip
+        sampling = start.click(
+            sample, inputs, [image, state, strip], show_progress="hidden", api_name="sample", **ONE_AT_A_TIME
+        )
+        stop.click(None, cancels=sampling)

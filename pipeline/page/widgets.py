@@ -1,0 +1,73 @@
+"""What several tabs share: the choice of a class, settings of the sampling, and messages in place of errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+
+from coda.generator.schedules import steps_per_level
+from coda.generator.settings import SamplingSettings
+from coda.tokenizer import CodaError
+
+from ..cli.failures import reason
+from ..coda_pipeline import CodaPipeline
+
+NO_CLASS = -1
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # of all that use the model
+
+
+def choose_class(pipeline: CodaPipeline, default: int | None = None) -> gr.Dropdown:
+    """The classes that the model knows, by all their names; `NO_CLASS` stands for none."""
+    classes = pipeline.classes
+    choices = [(f"{', '.join(classes[i].names) or 'class'} ({i})", i) for i in classes.seen]
+    value = NO_CLASS if default is None or not classes.seen else classes.seen[default]
+    return gr.Dropdown([("no class", NO_CLASS), *choices], value=value, label="Class", info="Type to search by name.")
+
+
+def choose_seed() -> gr.Number:
+    """The seed of the (first) image."""
+    return gr.Number(0, label="Seed", info="The same seed gives the same image.", precision=0, minimum=0)
+
+
+def choose_guidance(pipeline: CodaPipeline) -> gr.Slider:
+    """The guidance scale, by default the model's."""
+    value = pipeline.scheduler.config["guidance_scale"]
+    info = "How strongly the class is followed; 1 is not at all beyond what it was trained to."
+    return gr.Slider(1, max(10, value), value, step=0.1, label="Guidance", info=info)
+
+
+def choose_steps(pipeline: CodaPipeline) -> gr.Textbox:
+    """The steps of each level, by default the model's."""
+    layout = pipeline.tokenizer.layout
+    value = steps_per_level(pipeline.scheduler.config["num_inference_steps"], layout)
+    info = f"One number per level ({layout.num_levels}), or one for all together; more are slower and finer."
+    return gr.Textbox(",".join(map(str, value)), label="Steps per level", info=info, max_length=500)
+
+
+def read_class(value: int | None) -> int | None:
+    """The class that was chosen, as the pipeline takes it."""
+    return None if value in (None, NO_CLASS) else value
+
+
+def read_settings(steps: str, guidance: float, seed: int | None) -> SamplingSettings:
+    """The settings that were chosen.
+
+    Raises:
+        CodaError: If one is not a number within its bounds.
+    """
+    words = [word.strip() for word in steps.split(",") if word.strip()]
+    if not all(word.isdecimal() for word in words):
+        raise CodaError(f"steps {steps}: write one number, or one per level with commas between, like 1,1,2,4")
+    return SamplingSettings(steps=tuple(map(int, words)) or None, guidance=guidance, seed=0 if seed is None else seed)
+
+
+@contextmanager
+def messages() -> Iterator[None]:
+    """Show what goes wrong as one line; only what is our own mistake leaves a trace in the terminal."""
+    try:
+        yield
+    except Exception as error:
+        raise gr.Error(reason(error), print_exception=not isinstance(error, CodaError | MemoryError)) from error
