@@ -12,19 +12,34 @@ from .. import editing
 from ..coda_pipeline import CodaPipeline
 from ..commands.model import sampling_arguments
 from .uploads import brushed_mask, easel_size, on_easel, read_upload
-from .widgets import ONE_AT_A_TIME, choose_class, choose_guidance, choose_seed, messages, read_class, read_settings
+from .widgets import (
+    ONE_AT_A_TIME,
+    choose_class,
+    choose_guidance,
+    choose_photo,
+    choose_seed,
+    messages,
+    read_class,
+    read_settings,
+    show_gallery,
+)
 
 _KINDS = [("fill the brushed region", "inpaint"), ("continue beyond the borders", "outpaint"), ("vary", "vary")]
 _MOST = 4  # variants
+_HINT = "Brush over what is to change, then press Edit; without a brushed region, vary changes everything."
 
 
 def add_edit_tab(pipeline: CodaPipeline, max_pixels: int) -> None:
     """Add the tab to the page that is being built."""
     size, levels = pipeline.tokenizer.size, pipeline.tokenizer.layout.num_levels
 
-    def prepare(path: str | None) -> dict[str, Any]:
+    def prepare(path: str | None) -> tuple[dict[str, Any], str]:
         with messages():
-            return {"background": on_easel(read_upload(path, size, max_pixels)), "layers": [], "composite": None}
+            image = on_easel(read_upload(path, size, max_pixels))
+            return {"background": image, "layers": [], "composite": None}, _HINT
+
+    def fit_controls(kind: str) -> tuple[Any, Any]:
+        return gr.Slider(visible=kind == "vary"), gr.Slider(visible=kind == "outpaint")
 
     def edit(
         path: str | None,
@@ -62,16 +77,16 @@ def add_edit_tab(pipeline: CodaPipeline, max_pixels: int) -> None:
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
-                photo = gr.File(label="Photo", file_types=["image"], height=120)
+                photo = choose_photo()
                 kind = gr.Radio(_KINDS, value="inpaint", label="What to do")
                 label = choose_class(pipeline)
                 kept = gr.Slider(
                     0, levels - 1, levels // 2, step=1, label="Levels kept",
-                    info="For vary: more of the coarse levels stay, less changes.",
+                    info="More of the coarse levels stay: less changes.", visible=False,
                 )  # fmt: skip
                 share = gr.Slider(
                     0.25, 0.9, 0.5, step=0.05, label="Size of the photo",
-                    info="For continuing: its share of the new width and height.",
+                    info="Its share of the new width and height.", visible=False,
                 )  # fmt: skip
                 with gr.Row():
                     seed, num = choose_seed(), gr.Slider(1, _MOST, 2, step=1, label="Variants")
@@ -83,11 +98,9 @@ def add_edit_tab(pipeline: CodaPipeline, max_pixels: int) -> None:
                     canvas_size=easel_size(*size), fixed_canvas=True, height=440,
                 )  # fmt: skip
                 start = gr.Button("Edit", variant="primary")
-                state = gr.Markdown()
-                variants = gr.Gallery(
-                    label="Variants", format="png", columns=_MOST + 1, object_fit="contain", elem_classes="pixels",
-                    height=280, interactive=False,
-                )  # fmt: skip
-        photo.upload(prepare, photo, canvas, api_name=False)
+                state = gr.Markdown("Drop a photo first.")
+                variants = show_gallery("Variants", columns=_MOST + 1)
+        photo.upload(prepare, photo, [canvas, state], api_name=False)
+        kind.change(fit_controls, kind, [kept, share], api_name=False)
         inputs = [photo, canvas, kind, label, kept, share, seed, guidance, num]
         start.click(edit, inputs, [variants, state], api_name="edit", **ONE_AT_A_TIME)

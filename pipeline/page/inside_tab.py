@@ -17,7 +17,7 @@ from ..reconstruction import reconstruct
 from .level_images import confidences, draw_codes, draw_confidences
 from .runs import USAGE_COLUMNS, find_runs, run_curves, usage_rows
 from .uploads import read_upload
-from .widgets import ONE_AT_A_TIME, choose_class, choose_seed, messages, read_class
+from .widgets import ONE_AT_A_TIME, choose_class, choose_photo, choose_seed, messages, read_class, show_wide
 
 
 def add_inside_tab(pipeline: CodaPipeline, runs: Path, max_pixels: int) -> None:
@@ -58,22 +58,18 @@ def add_inside_tab(pipeline: CodaPipeline, runs: Path, max_pixels: int) -> None:
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
-                inputs = [
-                    gr.File(label="Photo", file_types=["image"], height=120),
-                    choose_class(pipeline, 0),
-                    choose_seed(),
-                ]
+                inputs = [choose_photo(), choose_class(pipeline, 0), choose_seed()]
                 start = gr.Button("Look", variant="primary")
             with gr.Column(scale=2):
                 table = gr.Dataframe(headers=[*USAGE_COLUMNS], label="Codebook usage of this image", interactive=False)
-                codes = gr.Image(label="Codes of each level", format="png", interactive=False)
-                sure = gr.Image(label="Confidence of the generator", format="png", interactive=False)
+                codes = show_wide("Its codes, level by level.")
+                sure = show_wide("The generator's confidence in each cell: white is the most certain of its level.")
         start.click(look, inputs, [table, codes, sure], api_name="look", **ONE_AT_A_TIME)
         gr.Markdown(f"Trainings and code caches found in the folder `{runs}`:")
         with gr.Row():
             training = gr.Dropdown([], label="Training")
             cache = gr.Dropdown([], label="Code cache")
-        drawn = gr.Image(label="Curves of the training", format="png", interactive=False)
+        drawn = show_wide("Curves of the training:")
         counted = gr.Dataframe(headers=[*USAGE_COLUMNS], label="Codebook usage of the cache", interactive=False)
         tab.select(list_runs, None, [training, cache], api_name=False)
         training.change(curves, training, drawn, api_name=False)

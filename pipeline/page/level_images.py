@@ -5,6 +5,7 @@ K codes · T codes of an image · L levels of (h_l, w_l) cells · C channels of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ from coda.tokenizer.quantizer.resampling import prefix_latents
 
 from ..coda_pipeline import CodaPipeline
 
-_COLUMNS = 5
+_MOST_COLUMNS = 7
 
 
 def code_colors(value_table: torch.Tensor) -> torch.Tensor:
@@ -75,4 +76,5 @@ def _draw_levels(pixels: torch.Tensor, layout: CodeLayout, notes: Sequence[str])
             cells = pixels[layout.offsets[level] : layout.offsets[level + 1]]
             images.append(to_pil(cells.mT.reshape(3, height, width)))
             labels.append(f"{level + 1}: {height}x{width}{notes[level]}")
-    return labelled_grid(images, labels, columns=_COLUMNS)
+    rows = math.ceil(len(images) / _MOST_COLUMNS)
+    return labelled_grid(images, labels, columns=math.ceil(len(images) / rows), smallest=160)

@@ -38,7 +38,7 @@ def build_page(pipeline: CodaPipeline, model: str, runs: Path, max_pixels: int) 
     height, width = pipeline.tokenizer.size
     kept = (_KEPT_SECONDS, _KEPT_SECONDS)
     with gr.Blocks(title="coda", analytics_enabled=False, delete_cache=kept) as page:
-        gr.Markdown(f"# coda\nModel `{model}`: {width}×{height} pixels, {pipeline.tokenizer.layout}.")
+        gr.Markdown(f"# coda: images as codes\nModel `{model}`: {width}×{height} pixels, {pipeline.tokenizer.layout}.")
         add_sample_tab(pipeline)
         add_reconstruct_tab(pipeline, max_pixels)
         add_edit_tab(pipeline, max_pixels)
@@ -79,7 +79,7 @@ def page_server(
             show_error=False, max_file_size=MAX_BYTES, ssr_mode=False, pwa=False, mcp_server=False, theme=_THEME,
             css=_css(min(pipeline.tokenizer.size)),
         )  # fmt: skip
-        yield uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)), listening
+        yield uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)), listening
 
 
 class FullFolder:

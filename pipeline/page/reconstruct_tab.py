@@ -10,7 +10,7 @@ from ..coda_pipeline import CodaPipeline
 from ..reconstruction import DIFFERENCE_GAIN, reconstruct
 from .level_images import draw_codes
 from .uploads import read_upload
-from .widgets import ONE_AT_A_TIME, messages
+from .widgets import ONE_AT_A_TIME, choose_photo, messages, show_image, show_wide
 
 
 def add_reconstruct_tab(pipeline: CodaPipeline, max_pixels: int) -> None:
@@ -30,22 +30,16 @@ def add_reconstruct_tab(pipeline: CodaPipeline, max_pixels: int) -> None:
             "and what is lost shows in the difference."
         )
         with gr.Row():
-            photo = gr.File(label="Photo", file_types=["image"], height=120, scale=1)
+            photo = choose_photo()
             levels = gr.Slider(
-                1, layout.num_levels, layout.num_levels, step=1, label="Levels", scale=2,
+                1, layout.num_levels, layout.num_levels, step=1, label="Levels", scale=3,
                 info="How many of the levels are decoded, from the coarsest.",
             )  # fmt: skip
         state = gr.Markdown("Drop a photo; it is scaled and cropped to {1}×{0} pixels.".format(*tokenizer.size))
         with gr.Row():
             labels = ("Original", "Reconstruction", f"Difference, {DIFFERENCE_GAIN} times")
-            images = [
-                gr.Image(label=label, format="png", height=340, elem_classes="pixels", interactive=False)
-                for label in labels
-            ]
-        codes = gr.Image(
-            label="Codes of each level: one cell is one code, similar codes have similar colors", format="png",
-            interactive=False,
-        )  # fmt: skip
+            images = [show_image(label) for label in labels]
+        codes = show_wide("The codes of each level: a cell is a code, and similar codes have similar colors.")
         outputs = [*images, state, codes]
         photo.upload(through, [photo, levels], outputs, api_name="reconstruct", **ONE_AT_A_TIME)
         levels.release(through, [photo, levels], outputs, api_name=False, show_progress="hidden", **ONE_AT_A_TIME)

@@ -22,6 +22,8 @@ from .widgets import (
     messages,
     read_class,
     read_settings,
+    show_gallery,
+    show_image,
 )
 
 _ORDER_HELP = "Which cells of a level first: those the model is surest of, evenly spread ones, or any."
@@ -57,12 +59,9 @@ def add_sample_tab(pipeline: CodaPipeline) -> None:
                 with gr.Row():
                     start, stop = gr.Button("Sample", variant="primary"), gr.Button("Stop")
             with gr.Column(scale=2):
-                image = gr.Image(label="Image", format="png", height=420, elem_classes="pixels", interactive=False)
+                image = show_image("Image", height=420)
                 state = gr.Markdown("Choose a class and press Sample.")
-                strip = gr.Gallery(
-                    label="After each level", format="png", columns=5, object_fit="contain", elem_classes="pixels",
-                    height=260, interactive=False,
-                )  # fmt: skip
+                strip = show_gallery("After each level", columns=5)
         sampling = start.click(
             sample, inputs, [image, state, strip], show_progress="hidden", api_name="sample", **ONE_AT_A_TIME
         )

@@ -16,6 +16,7 @@ from ..cli.failures import reason
 from ..coda_pipeline import CodaPipeline
 
 NO_CLASS = -1
+BUTTONS: Any = ["download", "fullscreen"]
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # of all that use the model
 
 
@@ -35,7 +36,7 @@ def choose_seed() -> gr.Number:
 def choose_guidance(pipeline: CodaPipeline) -> gr.Slider:
     """The guidance scale, by default the model's."""
     value = pipeline.scheduler.config["guidance_scale"]
-    info = "How strongly the class is followed; 1 is not at all beyond what it was trained to."
+    info = "How strongly the class is followed; 1 turns guidance off."
     return gr.Slider(1, max(10, value), value, step=0.1, label="Guidance", info=info)
 
 
@@ -62,6 +63,30 @@ def read_settings(steps: str, guidance: float, seed: int | None) -> SamplingSett
     if not all(word.isdecimal() for word in words):
         raise CodaError(f"steps {steps}: write one number, or one per level with commas between, like 1,1,2,4")
     return SamplingSettings(steps=tuple(map(int, words)) or None, guidance=guidance, seed=0 if seed is None else seed)
+
+
+def show_image(label: str, height: int = 340) -> gr.Image:
+    """An image of the tokenizer's size, enlarged to fill its box."""
+    return gr.Image(label=label, height=height, format="png", buttons=BUTTONS, elem_classes="pixels", interactive=False)
+
+
+def show_wide(caption: str) -> gr.Image:
+    """A wide image that has text of its own, under a caption."""
+    gr.Markdown(caption)
+    return gr.Image(format="png", show_label=False, buttons=BUTTONS, interactive=False)
+
+
+def show_gallery(label: str, columns: int) -> gr.Gallery:
+    """Several images of the tokenizer's size."""
+    return gr.Gallery(
+        label=label, columns=columns, height="auto", format="png", object_fit="contain", buttons=BUTTONS,
+        elem_classes="pixels", interactive=False,
+    )  # fmt: skip
+
+
+def choose_photo() -> gr.File:
+    """One uploaded file; it is read and checked by `read_upload`."""
+    return gr.File(label="Photo", file_types=["image"], height=140)
 
 
 @contextmanager
