@@ -67,7 +67,7 @@ def page_server(
     try:
         listening = socket.create_server((HOST, port))
     except OSError as error:
-        raise CodaError(f"port {port} cannot be used ({error.strerror}): give another --port") from error
+        raise CodaError(f"port {port} cannot be used ({os.strerror(error.errno)}): give another --port") from error
     with listening, TemporaryDirectory(prefix="coda-page-") as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         page = build_page(pipeline, model, runs, max_pixels)

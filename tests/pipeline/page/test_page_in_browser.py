@@ -122,8 +122,12 @@ def test_a_class_is_sampled(browser, pipeline):
     assert not person.complaints()
 
 
-def test_a_photo_is_reconstructed(browser, photo):
+def test_a_photo_is_reconstructed_and_a_bad_one_gets_a_message(browser, photo, tmp_path):
     person = Person(browser, "Reconstruct")
+    (tmp_path / "bad.png").write_text("words")
+    person.upload(tmp_path / "bad.png")
+    person.wait_for("bad.png is not an image of a known format")
+    person.click(lambda: person.shown("button[aria-label=Clear]")[0])
     person.upload(photo)
     person.wait_for("4 of 4 levels. PSNR")
     original, reconstruction, difference, codes = person.images(4)
@@ -157,9 +161,10 @@ def test_a_brushed_region_is_filled(browser, photo):
     assert not person.complaints()
 
 
-def test_a_bad_upload_gets_a_message(browser, tmp_path):
-    (tmp_path / "bad.png").write_text("words")
+def test_one_looks_inside(browser):
     person = Person(browser, "Look inside")
-    person.upload(tmp_path / "bad.png")
     person.press_button()
-    person.wait_for("bad.png is not an image of a known format")
+    codes, confidence = person.images(2)
+    assert codes.width == confidence.width > 400
+    person.wait_for("perplexity")
+    assert not person.complaints()
