@@ -99,7 +99,7 @@ def add_edit_tab(pipeline: CodaPipeline, max_pixels: int) -> None:
                 )  # fmt: skip
                 start = gr.Button("Edit", variant="primary")
                 state = gr.Markdown("Drop a photo first.")
-                variants = show_gallery("Variants", columns=_MOST + 1)
+                variants = show_gallery("Original and variants", height=200)
         photo.upload(prepare, photo, [canvas, state], api_name=False)
         kind.change(fit_controls, kind, [kept, share], api_name=False)
         inputs = [photo, canvas, kind, label, kept, share, seed, guidance, num]

@@ -63,8 +63,8 @@ def confidences(pipeline: CodaPipeline, codes: torch.Tensor, label: int | None) 
 
 
 def draw_confidences(found: Sequence[torch.Tensor], layout: CodeLayout) -> Image.Image:
-    """`confidences` as images, side by side: black is 0, white is the largest of the level."""
-    gray = torch.cat([2 * (level / level.max()).flatten() - 1 for level in found])
+    """`confidences` as images, side by side: black is 0, the lightest the largest of the level."""
+    gray = torch.cat([1.8 * (level / level.max()).flatten() - 1 for level in found])
     return _draw_levels(gray[:, None].expand(-1, 3), layout, [f", mean {level.mean():.1%}" for level in found])
 
 

@@ -61,7 +61,7 @@ def add_sample_tab(pipeline: CodaPipeline) -> None:
             with gr.Column(scale=2):
                 image = show_image("Image", height=420)
                 state = gr.Markdown("Choose a class and press Sample.")
-                strip = show_gallery("After each level", columns=5)
+                strip = show_gallery("After each level", height=330)
         sampling = start.click(
             sample, inputs, [image, state, strip], show_progress="hidden", api_name="sample", **ONE_AT_A_TIME
         )

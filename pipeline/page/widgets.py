@@ -76,10 +76,10 @@ def show_wide(caption: str) -> gr.Image:
     return gr.Image(format="png", show_label=False, buttons=BUTTONS, interactive=False)
 
 
-def show_gallery(label: str, columns: int) -> gr.Gallery:
+def show_gallery(label: str, height: int) -> gr.Gallery:
     """Several images of the tokenizer's size."""
     return gr.Gallery(
-        label=label, columns=columns, height="auto", format="png", object_fit="contain", buttons=BUTTONS,
+        label=label, columns=5, height=height, format="png", object_fit="contain", buttons=BUTTONS,
         elem_classes="pixels", interactive=False,
     )  # fmt: skip
 
