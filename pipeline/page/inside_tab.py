@@ -63,7 +63,9 @@ def add_inside_tab(pipeline: CodaPipeline, runs: Path, max_pixels: int) -> None:
             with gr.Column(scale=2):
                 table = gr.Dataframe(headers=[*USAGE_COLUMNS], label="Codebook usage of this image", interactive=False)
                 codes = show_wide("Its codes, level by level.")
-                sure = show_wide("The generator's confidence in each cell: the lightest are the most certain of their level.")
+                sure = show_wide(
+                    "The generator's confidence in each cell: the lightest are the most certain of their level."
+                )
         start.click(look, inputs, [table, codes, sure], api_name="look", **ONE_AT_A_TIME)
         gr.Markdown(f"Trainings and code caches found in the folder `{runs}`:")
         with gr.Row():

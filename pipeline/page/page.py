@@ -69,7 +69,10 @@ def page_server(
     except OSError as error:
         raise CodaError(f"port {port} cannot be used ({os.strerror(error.errno)}): give another --port") from error
     with listening, TemporaryDirectory(prefix="coda-page-") as folder:
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+        places = dict.fromkeys(
+            ("GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE"), folder
+        )  # all that Gradio serves files from
+        os.environ |= {**places, "GRADIO_ANALYTICS_ENABLED": "False"}
         page = build_page(pipeline, model, runs, max_pixels)
         app = FastAPI(openapi_url=None)
         app.add_middleware(FullFolder, folder=Path(folder))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from coda.generator.sampling import ORDERS
 
 from ..coda_pipeline import CodaPipeline
 from .frames import sample_frames, with_order
+from .uploads import saved
 from .widgets import (
     ONE_AT_A_TIME,
     choose_class,
@@ -32,8 +31,10 @@ _ORDER_HELP = "Which cells of a level first: those the model is surest of, evenl
 def add_sample_tab(pipeline: CodaPipeline) -> None:
     """Add the tab to the page that is being built."""
 
-    def sample(label: int, seed: int, guidance: float, steps: str, order: str) -> Iterator[tuple[Any, str, Any]]:
-        levels: list[tuple[Image.Image, str]] = []
+    def sample(
+        label: int, seed: int, guidance: float, steps: str, order: str
+    ) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+        levels: list[tuple[str, str]] = []
         sides = pipeline.tokenizer.layout.sides
         with messages():
             settings = read_settings(steps, guidance, seed)
@@ -41,10 +42,11 @@ def add_sample_tab(pipeline: CodaPipeline) -> None:
                 for frame in frames:
                     height, width = sides[frame.level]
                     grid = f"{height}×{width}"
+                    path = saved(frame.image)
                     if frame.filled == frame.cells:
-                        levels.append((frame.image, f"level {frame.level + 1}: {grid}"))
+                        levels.append((path, f"level {frame.level + 1}: {grid}"))
                     text = f"Level {frame.level + 1} of {len(sides)}, {grid}: {frame.filled} of {frame.cells} codes"
-                    yield frame.image, f"Finished, with seed {settings.seed}." if frame.last else text, levels
+                    yield path, f"Finished, with seed {settings.seed}." if frame.last else text, levels
 
     with gr.Tab("Sample"):
         gr.Markdown(

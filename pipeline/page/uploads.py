@@ -1,10 +1,12 @@
-"""What a browser sends: an uploaded image, and the mask that was brushed on it."""
+"""What a browser sends, an uploaded image and the mask that was brushed on it; and files of images that it is sent."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from PIL import Image, ImageChops
@@ -31,6 +33,16 @@ def read_upload(path: str | None, size: tuple[int, int], max_pixels: int) -> Ima
         return to_pil(load_image(path, size, max_pixels)[0])
     except CodaError as error:
         raise CodaError(str(error).replace(shown(path), shown(Path(path).name))) from None
+
+
+def saved(image: Image.Image) -> str:
+    """A PNG of an image for the browser, in a place of its own.
+
+    Gradio names files after their content, and would write one again while a browser reads it.
+    """
+    path = Path(mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "image.png"
+    image.save(path)
+    return str(path)
 
 
 def easel_size(height: int, width: int) -> tuple[int, int]:
