@@ -100,7 +100,7 @@ def add_edit_tab(pipeline: CodaPipeline, max_pixels: int) -> None:
                 start = gr.Button("Edit", variant="primary")
                 state = gr.Markdown("Drop a photo first.")
                 variants = show_gallery("Original and variants", height=200)
-        photo.upload(prepare, photo, [canvas, state], api_name=False)
-        kind.change(fit_controls, kind, [kept, share], api_name=False)
+        photo.upload(prepare, photo, [canvas, state], api_visibility="private")
+        kind.change(fit_controls, kind, [kept, share], api_visibility="private")
         inputs = [photo, canvas, kind, label, kept, share, seed, guidance, num]
         start.click(edit, inputs, [variants, state], api_name="edit", **ONE_AT_A_TIME)

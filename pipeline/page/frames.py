@@ -6,7 +6,7 @@ K codes · T codes of an image · (h_l, w_l) cells of level l · (H, W) pixels
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import accumulate
 from queue import SimpleQueue
@@ -54,7 +54,9 @@ def with_order(pipeline: CodaPipeline, order: str) -> CodaPipeline:
     return made
 
 
-def sample_frames(pipeline: CodaPipeline, label: int | None, settings: SamplingSettings) -> Iterator[Frame]:
+def sample_frames(
+    pipeline: CodaPipeline, label: int | None, settings: SamplingSettings
+) -> Generator[Frame, None, None]:
     """Sample one image, frame by frame.
 
     The pipeline runs in a thread of its own. It ends with the iterator: at the next step if that is closed early.

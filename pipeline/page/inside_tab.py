@@ -27,7 +27,8 @@ def add_inside_tab(pipeline: CodaPipeline, runs: Path, max_pixels: int) -> None:
     def look(path: str | None, label: int, seed: int) -> tuple[Any, ...]:
         with messages():
             if path is None:
-                codes = pipeline(read_class(label), generator=seed, output_type="codes").images[0].cpu()
+                sampled: Any = pipeline(read_class(label), generator=seed, output_type="codes")
+                codes = sampled.images[0].cpu()
             else:
                 codes = reconstruct(tokenizer, read_upload(path, tokenizer.size, max_pixels)).codes
             usage = CodeUsage(layout)
@@ -36,7 +37,7 @@ def add_inside_tab(pipeline: CodaPipeline, runs: Path, max_pixels: int) -> None:
             colored = draw_codes(codes, layout, tokenizer.value_table().float())
             return usage_rows(usage.per_level(), layout), colored, sure
 
-    def list_runs() -> tuple[Any, Any]:
+    def list_runs() -> tuple[gr.Dropdown, ...]:
         trainings, caches = find_runs(runs, "log.jsonl"), find_runs(runs, "manifest.json")
         return tuple(gr.Dropdown(choices=found, value=found[0] if found else None) for found in (trainings, caches))
 
@@ -73,6 +74,6 @@ def add_inside_tab(pipeline: CodaPipeline, runs: Path, max_pixels: int) -> None:
             cache = gr.Dropdown([], label="Code cache")
         drawn = show_wide("Curves of the training:")
         counted = gr.Dataframe(headers=[*USAGE_COLUMNS], label="Codebook usage of the cache", interactive=False)
-        tab.select(list_runs, None, [training, cache], api_name=False)
-        training.change(curves, training, drawn, api_name=False)
-        cache.change(cache_usage, cache, counted, api_name=False)
+        tab.select(list_runs, None, [training, cache], api_visibility="private")
+        training.change(curves, training, drawn, api_visibility="private")
+        cache.change(cache_usage, cache, counted, api_visibility="private")

@@ -67,7 +67,7 @@ def page_server(
     try:
         listening = socket.create_server((HOST, port))
     except OSError as error:
-        raise CodaError(f"port {port} cannot be used ({os.strerror(error.errno)}): give another --port") from error
+        raise CodaError(f"port {port} cannot be used ({os.strerror(error.errno or 0)}): give another --port") from error
     with listening, TemporaryDirectory(prefix="coda-page-") as folder:
         places = dict.fromkeys(
             ("GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE"), folder

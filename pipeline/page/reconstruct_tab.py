@@ -42,4 +42,6 @@ def add_reconstruct_tab(pipeline: CodaPipeline, max_pixels: int) -> None:
         codes = show_wide("The codes of each level: a cell is a code, and similar codes have similar colors.")
         outputs = [*images, state, codes]
         photo.upload(through, [photo, levels], outputs, api_name="reconstruct", **ONE_AT_A_TIME)
-        levels.release(through, [photo, levels], outputs, api_name=False, show_progress="hidden", **ONE_AT_A_TIME)
+        levels.release(
+            through, [photo, levels], outputs, api_visibility="private", show_progress="hidden", **ONE_AT_A_TIME
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import socket
 import sys
 from pathlib import Path
@@ -70,6 +71,16 @@ def test_uploads_that_are_too_large_are_refused(client):
 
     answer = client.post("/gradio_api/upload", files={"files": ("a.png", io.BytesIO(bytes(MAX_BYTES + 1)))})
     assert answer.status_code == 413
+
+
+def test_uploads_are_refused_while_the_page_holds_too_much(client):
+    large = Path(os.environ["GRADIO_TEMP_DIR"]) / "large"
+    with large.open("wb") as file:
+        file.truncate(2**30 + 1)  # takes no space
+    statuses = [client.post("/gradio_api/upload", files={"files": ("a.png", io.BytesIO(b"1"))}).status_code]
+    large.unlink()
+    statuses += [client.post("/gradio_api/upload", files={"files": ("a.png", io.BytesIO(b"1"))}).status_code]
+    assert statuses == [507, 200]
 
 
 def test_other_names_of_this_machine_are_refused(client):
