@@ -10,7 +10,7 @@ from coda.tokenizer import CodaError
 
 from .. import editing
 from ..coda_pipeline import CodaPipeline
-from ..commands.model import sampling_arguments
+from .frames import with_sampling
 from .uploads import brushed_mask, easel_size, on_easel, read_upload
 from .widgets import (
     ONE_AT_A_TIME,
@@ -20,7 +20,7 @@ from .widgets import (
     choose_seed,
     messages,
     read_class,
-    read_settings,
+    read_seed,
     show_gallery,
 )
 
@@ -54,8 +54,7 @@ def add_edit_tab(pipeline: CodaPipeline, max_pixels: int) -> None:
     ) -> tuple[Any, str]:
         with messages():
             image, region = read_upload(path, size, max_pixels), brushed_mask(drawn)
-            settings = read_settings("", guidance, seed)
-            how: dict[str, Any] = {"class_label": read_class(label), **sampling_arguments(settings)}
+            how: dict[str, Any] = {"class_label": read_class(label)}
             if kind == "inpaint":
                 if region is None:
                     raise CodaError("brush over the part to fill first")
@@ -64,8 +63,8 @@ def add_edit_tab(pipeline: CodaPipeline, max_pixels: int) -> None:
                 how |= {"box": (0.5 - share / 2, 0.5 - share / 2, 0.5 + share / 2, 0.5 + share / 2)}
             else:
                 how |= {"region": region, "keep_levels": kept}
-            seeds = [settings.seed + i for i in range(num)]
-            made = getattr(editing, kind)(pipeline, image, num_images=num, generator=seeds, **how)
+            seeds, guided = [read_seed(seed) + i for i in range(num)], with_sampling(pipeline, guidance_scale=guidance)
+            made = getattr(editing, kind)(guided, image, num_images=num, generator=seeds, **how)
             text = f"{made.resampled:,} of {pipeline.tokenizer.layout.num_tokens:,} codes were sampled again."
             variants = [(variant, f"seed {seed}") for variant, seed in zip(made.images, seeds, strict=True)]
             return [(made.original, "original"), *variants], text

@@ -5,6 +5,7 @@ K codes · T codes of an image · (h_l, w_l) cells of level l · (H, W) pixels
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -17,12 +18,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from coda.generator import MaskGitScheduler
-from coda.generator.settings import SamplingSettings
 from coda.tokenizer.images import to_pil
 from coda.tokenizer.quantizer.resampling import upsample
 
 from ..coda_pipeline import CodaPipeline
-from ..commands.model import sampling_arguments
 
 _VEIL = 0.7  # opacity of the gray over masked cells
 
@@ -46,17 +45,19 @@ class Frame:
     last: bool
 
 
-def with_order(pipeline: CodaPipeline, order: str) -> CodaPipeline:
-    """The same models with a scheduler that fills the cells in another order; `pipeline` is not changed."""
-    scheduler = MaskGitScheduler.from_config(pipeline.scheduler.config, order=order)
+def with_sampling(pipeline: CodaPipeline, **config: Any) -> CodaPipeline:
+    """The same models with other settings of the scheduler; `pipeline` is not changed.
+
+    Raises:
+        CodaError: If a setting is out of range.
+    """
+    scheduler = MaskGitScheduler.from_config(pipeline.scheduler.config, **config)
     made = CodaPipeline(pipeline.vae, pipeline.quantizer, pipeline.transformer, scheduler)
     made.set_progress_bar_config(disable=True)
     return made
 
 
-def sample_frames(
-    pipeline: CodaPipeline, label: int | None, settings: SamplingSettings
-) -> Generator[Frame, None, None]:
+def sample_frames(pipeline: CodaPipeline, label: int | None, seed: int) -> Generator[Frame, None, None]:
     """Sample one image, frame by frame.
 
     The pipeline runs in a thread of its own. It ends with the iterator: at the next step if that is closed early.
@@ -64,16 +65,16 @@ def sample_frames(
     Args:
         pipeline: The pipeline; nothing else may sample with it meanwhile.
         label: Class of the image, None for no class.
-        settings: Steps, guidance and seed.
+        seed: Seed of the image.
 
     Yields:
-        One frame per step; the last holds the image that a call of the pipeline makes.
+        One frame per step, and the image that a call of the pipeline returns.
 
     Raises:
-        CodaError: If a setting does not fit the model.
+        CodaError: If the class or the scheduler's settings do not fit the model.
     """
     frames: SimpleQueue[Frame | BaseException | None] = SimpleQueue()
-    closed = threading.Event()
+    closed, layout = threading.Event(), pipeline.tokenizer.layout
 
     def on_step(_: CodaPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         if closed.is_set():
@@ -82,9 +83,12 @@ def sample_frames(
 
     def run() -> None:
         try:
-            arguments: dict[str, Any] = {"generator": settings.seed, **sampling_arguments(settings)}
             names = ("codes", "prefix_latents")
-            pipeline(label, callback_on_step_end=on_step, callback_on_step_end_tensor_inputs=names, **arguments)
+            sampled: Any = pipeline(
+                label, generator=seed, callback_on_step_end=on_step, callback_on_step_end_tensor_inputs=names
+            )
+            cells = math.prod(layout.grid)
+            frames.put(Frame(sampled.images[0], layout.num_levels - 1, cells, cells, last=True))
             frames.put(None)
         except BaseException as error:  # raised again below, in the thread that waits for frames
             frames.put(error)
@@ -111,14 +115,10 @@ def draw_frame(pipeline: CodaPipeline, step: int, codes: torch.Tensor, prefix: t
     level = next(level for level, end in enumerate(ends) if step < end)
     cells = layout.split(codes)[level]  # (1, h_l, w_l)
     masked = cells == layout.codebook_size
-    last = step == ends[-1] - 1
-    if last:
-        pixels = pipeline.decode(codes)
-    else:
-        table = pipeline.transformer.value_table
-        values = F.embedding(cells.masked_fill(masked, 0), table).masked_fill(masked[..., None], 0).movedim(-1, 1)
-        latents = prefix + upsample(values.to(prefix), layout.grid)
-        pixels = pipeline.vae.decode(latents).clamp(-1, 1).float()
+    table = pipeline.transformer.value_table
+    values = F.embedding(cells.masked_fill(masked, 0), table).masked_fill(masked[..., None], 0).movedim(-1, 1)
+    latents = prefix + upsample(values.to(prefix), layout.grid)
+    pixels = pipeline.vae.decode(latents).clamp(-1, 1).float()
     veil = _VEIL * F.interpolate(masked[:, None].float(), size=pixels.shape[-2:])
     image = to_pil((pixels * (1 - veil))[0])  # 0 is gray
-    return Frame(image, level, int((~masked).sum()), masked.numel(), last)
+    return Frame(image, level, int((~masked).sum()), masked.numel(), last=False)

@@ -17,7 +17,7 @@ from ..reconstruction import reconstruct
 from .level_images import confidences, draw_codes, draw_confidences
 from .runs import USAGE_COLUMNS, find_runs, run_curves, usage_rows
 from .uploads import read_upload
-from .widgets import ONE_AT_A_TIME, choose_class, choose_photo, choose_seed, messages, read_class, show_wide
+from .widgets import ONE_AT_A_TIME, choose_class, choose_photo, choose_seed, messages, read_class, read_seed, show_wide
 
 
 def add_inside_tab(pipeline: CodaPipeline, runs: Path, max_pixels: int) -> None:
@@ -27,7 +27,7 @@ def add_inside_tab(pipeline: CodaPipeline, runs: Path, max_pixels: int) -> None:
     def look(path: str | None, label: int, seed: int) -> tuple[Any, ...]:
         with messages():
             if path is None:
-                sampled: Any = pipeline(read_class(label), generator=seed, output_type="codes")
+                sampled: Any = pipeline(read_class(label), generator=read_seed(seed), output_type="codes")
                 codes = sampled.images[0].cpu()
             else:
                 codes = reconstruct(tokenizer, read_upload(path, tokenizer.size, max_pixels)).codes

@@ -10,7 +10,7 @@ import gradio as gr
 from coda.generator.sampling import ORDERS
 
 from ..coda_pipeline import CodaPipeline
-from .frames import sample_frames, with_order
+from .frames import sample_frames, with_sampling
 from .uploads import saved
 from .widgets import (
     ONE_AT_A_TIME,
@@ -20,7 +20,8 @@ from .widgets import (
     choose_steps,
     messages,
     read_class,
-    read_settings,
+    read_seed,
+    read_steps,
     show_gallery,
     show_image,
 )
@@ -34,19 +35,20 @@ def add_sample_tab(pipeline: CodaPipeline) -> None:
     def sample(
         label: int, seed: int, guidance: float, steps: str, order: str
     ) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
-        levels: list[tuple[str, str]] = []
+        levels: dict[int, tuple[str, str]] = {}
         sides = pipeline.tokenizer.layout.sides
+        seed = read_seed(seed)
         with messages():
-            settings = read_settings(steps, guidance, seed)
-            with closing(sample_frames(with_order(pipeline, order), read_class(label), settings)) as frames:
+            how = with_sampling(pipeline, num_inference_steps=read_steps(steps), guidance_scale=guidance, order=order)
+            with closing(sample_frames(how, read_class(label), seed)) as frames:
                 for frame in frames:
                     height, width = sides[frame.level]
                     grid = f"{height}×{width}"
                     path = saved(frame.image)
                     if frame.filled == frame.cells:
-                        levels.append((path, f"level {frame.level + 1}: {grid}"))
+                        levels[frame.level] = path, f"level {frame.level + 1}: {grid}"
                     text = f"Level {frame.level + 1} of {len(sides)}, {grid}: {frame.filled} of {frame.cells} codes"
-                    yield path, f"Finished, with seed {settings.seed}." if frame.last else text, levels
+                    yield path, f"Finished, with seed {seed}." if frame.last else text, [*levels.values()]
 
     with gr.Tab("Sample"):
         gr.Markdown(

@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 
 from coda.generator.schedules import steps_per_level
-from coda.generator.settings import SamplingSettings
 from coda.tokenizer import CodaError
 
 from ..cli.failures import reason
@@ -43,7 +42,8 @@ def choose_guidance(pipeline: CodaPipeline) -> gr.Slider:
 def choose_steps(pipeline: CodaPipeline) -> gr.Textbox:
     """The steps of each level, by default the model's."""
     layout = pipeline.tokenizer.layout
-    value = steps_per_level(pipeline.scheduler.config["num_inference_steps"], layout)
+    config = pipeline.scheduler.config
+    value = steps_per_level(config["num_inference_steps"], layout, config["step_share"])
     info = f"One number per level ({layout.num_levels}), or one for all together; more are slower and finer."
     return gr.Textbox(",".join(map(str, value)), label="Steps per level", info=info, max_length=500)
 
@@ -53,16 +53,21 @@ def read_class(value: int | None) -> int | None:
     return None if value in (None, NO_CLASS) else value
 
 
-def read_settings(steps: str, guidance: float, seed: int | None) -> SamplingSettings:
-    """The settings that were chosen.
+def read_seed(value: int | None) -> int:
+    """The seed that was chosen; 0 if the field was emptied."""
+    return 0 if value is None else int(value)
+
+
+def read_steps(steps: str) -> int | list[int]:
+    """The steps that were chosen, as the scheduler takes them.
 
     Raises:
-        CodaError: If one is not a number within its bounds.
+        CodaError: If they are not numbers.
     """
     words = [word.strip() for word in steps.split(",") if word.strip()]
-    if not all(word.isdecimal() for word in words):
+    if not words or not all(word.isdecimal() for word in words):
         raise CodaError(f"steps {steps}: write one number, or one per level with commas between, like 1,1,2,4")
-    return SamplingSettings(steps=tuple(map(int, words)) or None, guidance=guidance, seed=0 if seed is None else seed)
+    return int(words[0]) if len(words) == 1 else [int(word) for word in words]
 
 
 def show_image(label: str, height: int = 340) -> gr.Image:
