@@ -36,7 +36,7 @@ def test_sides_grow_to_any_grid_in_as_many_levels(height: int, width: int) -> No
 def test_every_size_that_the_factor_divides_comes_back(small_autoencoder: Callable[..., Any]) -> None:
     vae = ContinuousVAE(small_autoencoder("AutoencoderTiny"), [0.0], [1.0]).requires_grad_(False).eval()
     tokenizer = CodaTokenizer(vae, ResidualQuantizer(vae.latent_channels, 16, (1, 2, 3, 4))).eval()
-    sizes = range(vae.factor * math.ceil(8 / vae.factor), 265, vae.factor)
+    sizes = range(vae.factor * math.ceil(8 / vae.factor), 133, vae.factor)
     for height in sizes:
         for width in {sizes[0], height, sizes[-1]}:
             images = torch.zeros(1, 3, height, width)
@@ -59,7 +59,8 @@ def test_another_size_is_decoded_as_it_was_quantized(tokenizer: CodaTokenizer) -
     torch.testing.assert_close(tokenizer(images), expected, rtol=0, atol=1e-5)
 
 
-def test_encode_and_decode_compile_into_one_graph_each(tokenizer: CodaTokenizer, images: torch.Tensor) -> None:
+def test_encode_and_decode_compile_into_one_graph_each(small_vae: ContinuousVAE, images: torch.Tensor) -> None:
+    tokenizer = CodaTokenizer(small_vae, ResidualQuantizer(4, 32, (1, 16), attention_dim=8, norm="rms_norm")).eval()
     codes = torch.compile(tokenizer.encode, fullgraph=True, backend="aot_eager")(images)
     assert torch.equal(codes, tokenizer.encode(images))
     decoded = torch.compile(tokenizer.decode, fullgraph=True, backend="aot_eager")(codes)
