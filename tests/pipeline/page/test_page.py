@@ -13,6 +13,7 @@ import pytest
 from coda.pipeline.cli.cli import main
 from coda.tokenizer.images.source import MAX_PIXELS
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Gradio, which asks to see its own
 ROOT = Path(__file__).resolve().parents[3]
 
 

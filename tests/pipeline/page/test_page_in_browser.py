@@ -15,6 +15,7 @@ from PIL import Image
 
 from coda.tokenizer.images.source import MAX_PIXELS
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Gradio, which asks to see its own
 OPTIONS = (
     "--headless --no-sandbox --disable-gpu --enable-unsafe-swiftshader --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync --window-size=1280,1100"
