@@ -93,12 +93,12 @@ def add_edit_tab(pipeline: CodaPipeline, max_pixels: int) -> None:
             with gr.Column(scale=2):
                 canvas = gr.ImageEditor(
                     label="Brush over what is to change", type="pil", sources=(), transforms=(), layers=False,
-                    brush=gr.Brush(default_size=64, colors=["#ff7a00"], color_mode="fixed"),
+                    brush=gr.Brush(default_size=64, colors=[("#ff7a00", 0.7)], color_mode="fixed"),
                     canvas_size=easel_size(*size), fixed_canvas=True, height=440,
                 )  # fmt: skip
                 start = gr.Button("Edit", variant="primary")
                 state = gr.Markdown("Drop a photo first.")
-                variants = show_gallery("Original and variants", height=200)
+                variants = show_gallery("Original and variants", height=300)
         photo.upload(prepare, photo, [canvas, state], api_visibility="private")
         kind.change(fit_controls, kind, [kept, share], api_visibility="private")
         inputs = [photo, canvas, kind, label, kept, share, seed, guidance, num]

@@ -63,10 +63,8 @@ def add_inside_tab(pipeline: CodaPipeline, runs: Path, max_pixels: int) -> None:
                 start = gr.Button("Look", variant="primary")
             with gr.Column(scale=2):
                 table = gr.Dataframe(headers=[*USAGE_COLUMNS], label="Codebook usage of this image", interactive=False)
-                codes = show_wide("Its codes, level by level.")
-                sure = show_wide(
-                    "The generator's confidence in each cell: the lightest are the most certain of their level."
-                )
+        codes = show_wide("Its codes: a cell is a code, and similar codes have similar colors.")
+        sure = show_wide("The generator's confidence in each cell: the lightest are the most certain of their level.")
         start.click(look, inputs, [table, codes, sure], api_name="look", **ONE_AT_A_TIME)
         gr.Markdown(f"Trainings and code caches found in the folder `{runs}`:")
         with gr.Row():

@@ -75,6 +75,6 @@ def _draw_levels(pixels: torch.Tensor, layout: CodeLayout, notes: Sequence[str])
         if layout.offsets[level + 1] <= len(pixels):
             cells = pixels[layout.offsets[level] : layout.offsets[level + 1]]
             images.append(to_pil(cells.mT.reshape(3, height, width)))
-            labels.append(f"{level + 1}: {height}x{width}{notes[level]}")
+            labels.append(f"{level}: {height}x{width}{notes[level]}")
     rows = math.ceil(len(images) / _MOST_COLUMNS)
     return labelled_grid(images, labels, columns=math.ceil(len(images) / rows), smallest=160)

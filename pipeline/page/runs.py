@@ -47,7 +47,7 @@ def usage_rows(levels: Sequence[LevelUsage], layout: CodeLayout) -> list[list[ob
     """Rows of a table with `USAGE_COLUMNS`."""
     return [
         [
-            level + 1,
+            level,
             f"{height}×{width}",
             found.codes_seen,
             round(found.usage, 2),

@@ -46,8 +46,8 @@ def add_sample_tab(pipeline: CodaPipeline) -> None:
                     grid = f"{height}×{width}"
                     path = saved(frame.image)
                     if frame.filled == frame.cells:
-                        levels[frame.level] = path, f"level {frame.level + 1}: {grid}"
-                    text = f"Level {frame.level + 1} of {len(sides)}, {grid}: {frame.filled} of {frame.cells} codes"
+                        levels[frame.level] = path, f"level {frame.level}: {grid}"
+                    text = f"Level {frame.level}, {grid}: {frame.filled} of {frame.cells} codes."
                     yield path, f"Finished, with seed {seed}." if frame.last else text, [*levels.values()]
 
     with gr.Tab("Sample"):

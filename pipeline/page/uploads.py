@@ -60,6 +60,6 @@ def brushed_mask(drawn: Mapping[str, Any] | None) -> Image.Image | None:
     """Where the layers of Gradio's image editor are painted, white on black; None if nowhere."""
     mask: Image.Image | None = None
     for layer in (drawn or {}).get("layers", []):
-        painted = layer.convert("RGBA").getchannel("A").point(lambda alpha: 255 * (alpha > 127))
+        painted = layer.convert("RGBA").getchannel("A").point(lambda alpha: 255 * (alpha > 63))
         mask = painted if mask is None else ImageChops.lighter(mask, painted)
     return mask if mask is not None and mask.getbbox() else None

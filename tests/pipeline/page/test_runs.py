@@ -46,5 +46,5 @@ def test_usage_of_levels():
     usage = CodeUsage(layout)
     usage.update(torch.tensor([[3, 1, 1, 2, 2]]))
     rows = usage_rows(usage.per_level(), layout)
-    assert rows == [[1, "1×1", 1, 12.5, 100.0, 1.0], [2, "2×2", 2, 25.0, 50.0, 2.0]]
+    assert rows == [[0, "1×1", 1, 12.5, 100.0, 1.0], [1, "2×2", 2, 25.0, 50.0, 2.0]]
     assert len(USAGE_COLUMNS) == len(rows[0])
