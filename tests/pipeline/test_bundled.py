@@ -113,7 +113,7 @@ def test_the_card_says_how_it_was_made_and_how_good_it_is(made: Path) -> None:
     card = (made / "model" / "README.md").read_text()
     assert 'CodaPipeline.from_pretrained("bundled")' in card and "1 goldfish, 207 golden retriever" in card
     assert (
-        "from all 6 images, the generator from the 4 of its classes and their mirror images; 4 others" in card
+        "from all 6 images, tokenizer and generator from the 4 of its classes and their mirror images; 4 others" in card
         and "| train-maskgit | 0.0" in card
         and "steps 2" in card
     )
