@@ -32,7 +32,7 @@ from .features.extractors import FeatureExtractor, load_extractor, require_torch
 from .generation import choose_classes
 from .image_sets.image_set import SourceSet
 from .image_sets.sample_store import Sampler, SampleStore
-from .judgment import Judged, judgment_report, shown_class
+from .judge_report import Judged, judgment_report, shown_class
 from .reports.provenance import describe_run, model_identity
 from .reports.report import Report
 from .settings import JudgeSettings

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from coda.benchmarks import Features, Report, judge_generator
 from coda.benchmarks.features.distances import FeatureSet, nearest_neighbors
 from coda.benchmarks.judge_generator import shuffle_codes
-from coda.benchmarks.judgment import Judged, right_classes
+from coda.benchmarks.judge_report import Judged, right_classes
 from coda.benchmarks.settings import JudgeSettings
 from coda.tokenizer import CodaError, CodeLayout
 from coda.tokenizer.images import image_batches, open_images, to_unit

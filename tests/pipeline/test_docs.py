@@ -88,11 +88,13 @@ def test_python_of_a_page_runs_from_top_to_bottom(
     monkeypatch.chdir(work)
     names: dict[str, Any] = {"CodeCache": CodeCache, "ShuffledBatches": ShuffledBatches, "DataLoader": DataLoader}
     names |= {"rank": 0, "world_size": 1, "first_step": 0, "steps": 1}
+    given = len(names)
     for mark, code in blocks(page, "python"):
         if "needs" in mark:
             compile(code, str(page), "exec")
         else:
             run_python(code, names, model, saved)
+            assert len(names) > given  # what the block made
 
 
 @pytest.mark.parametrize("model", MODELS)

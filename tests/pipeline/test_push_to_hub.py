@@ -71,7 +71,10 @@ def test_a_generator_and_its_scheduler_come_back(
     monkeypatch.setattr(hub_utils, "load_or_create_model_card", lambda *args, **options: ModelCard("# A generator"))
     pipeline.transformer.push_to_hub("me/generator")
     pipeline.scheduler.push_to_hub("me/generator", subfolder="scheduler")
-    CodaPipeline.from_parts(hub / "me/generator", pipeline.tokenizer)
+    loaded = CodaPipeline.from_parts(hub / "me/generator", pipeline.tokenizer)
+    assert loaded(0, generator=0, output_type="codes").images.equal(
+        pipeline(0, generator=0, output_type="codes").images
+    )
 
 
 def test_a_refusal_of_the_hub_is_one_line(pipeline: CodaPipeline, hub: Path) -> None:
