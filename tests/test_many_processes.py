@@ -19,6 +19,7 @@ RUN = f"import runpy\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
 DECAYS = {"vae": 0.9, "tokenizer": 0.5, "discriminator": 0.5, "generator": 0.9}  # of AdamW's mean of gradients
 
 
+TIGHT = ("step", "loss", "psnr", "l1", "kl", "loss_level_2")  # other figures, such as the entropy, enlarge rounding
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
 ON_CUDA = {"DEVICE": "cuda", "DTYPE": "float32", "NVIDIA_TF32_OVERRIDE": "0"}
 
@@ -57,7 +58,7 @@ def largest_difference(kept: list[Path], name: str, kind: str) -> float:
 )
 def test_gradients_and_weights_are_those_of_one_process(kept: list[Path], training: str, what: str) -> None:
     assert largest_difference(kept, f"{training}-1", f"{what}.exp_avg") / (1 - DECAYS[what]) < 1e-6
-    assert largest_difference(kept, f"{training}-10", f"{what}.weight") < 1e-5
+    assert largest_difference(kept, f"{training}-20", f"{what}.weight") < 1e-5
 
 
 def test_phases_on_cached_latents_are_those_of_one_process(kept: list[Path]) -> None:
@@ -78,4 +79,5 @@ def test_the_log_is_that_of_one_process(kept: list[Path], training: str) -> None
     for line, other in zip(map(json.loads, one), map(json.loads, two), strict=True):
         assert line.keys() == other.keys()
         for name in line.keys() - {"gradient"}:
-            assert line[name] == pytest.approx(other[name], rel=1e-3), name
+            bound = 1e-4 if name in TIGHT else 1e-3
+            assert line[name] == pytest.approx(other[name], rel=bound), name

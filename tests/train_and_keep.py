@@ -38,8 +38,9 @@ from coda.tokenizer.settings import AdaptSettings, RunOptions, VaeSettings
 from coda.tokenizer.train_vae import train_vae
 from coda.tokenizer.vae.continuous_vae import measure_normalization
 
-STEPS = 10
-KEPT = (1, STEPS // 2 + 1, STEPS)  # after the first step of all, after that of a second phase, and near the end
+STEPS = 20
+PHASE = 5  # steps of a phase
+KEPT = (1, PHASE + 1, 2 * PHASE, STEPS)  # after the first step of all, after that of a second phase, and near the ends
 BATCH = 8
 RUN = RunOptions(device=os.environ.get("DEVICE", "cpu"), dtype=os.environ.get("DTYPE", "auto"), checkpoint_every=1)
 
@@ -123,8 +124,8 @@ def tokenizer(out: Path) -> None:
 
 def phases(out: Path) -> None:
     settings = AdaptSettings(
-        size=16, sides=(1, 2, 4, 8), codebook_size=64, lora_rank=4, quantizer_steps=STEPS // 2,
-        decoder_steps=STEPS // 2 + 1, steps=0, batch_size=BATCH, warmup=10, lr=2e-5, perturbed_codes=0.2,
+        size=16, sides=(1, 2, 4, 8), codebook_size=64, lora_rank=4, quantizer_steps=PHASE,
+        decoder_steps=PHASE + 1, steps=0, batch_size=BATCH, warmup=10, lr=2e-5, perturbed_codes=0.2,
     )  # fmt: skip
     adapt(make_vae(), Textures(), out, settings, RUN)
 
