@@ -30,17 +30,17 @@ def assert_graphs_equal_torch(tokenizer: CodaTokenizer, folder: Path, images: to
     torch.testing.assert_close(decoded, tokenizer.decode(expected, layout=layout), rtol=0, atol=1e-4)
 
 
-def test_the_graphs_give_the_codes_and_images_of_torch_at_another_size(
-    small_vae: ContinuousVAE, tmp_path: Path
+@pytest.mark.parametrize(("norm", "size"), [(None, None), ("rms_norm", None), ("layer_norm", (24, 40))])
+def test_the_graphs_give_the_codes_and_images_of_torch(
+    small_vae: ContinuousVAE, tmp_path: Path, norm: str | None, size: tuple[int, int] | None
 ) -> None:
-    size = (24, 40)
-    quantizer = ResidualQuantizer(4, 50, (1, (5, 4), 8), attention_dim=12, norm="layer_norm")
+    quantizer = ResidualQuantizer(4, 50, (1, 2, 3, (5, 4), 8), attention_dim=12, norm=norm)
     tokenizer = CodaTokenizer(small_vae, quantizer).eval()
     export_onnx(tokenizer, tmp_path, size)
     for batch in (1, 3):
-        assert_graphs_equal_torch(tokenizer, tmp_path, torch.rand(batch, 3, *size) * 2 - 1)
+        assert_graphs_equal_torch(tokenizer, tmp_path, torch.rand(batch, 3, *(size or tokenizer.size)) * 2 - 1)
     described = json.loads((tmp_path / "onnx.json").read_text())
-    assert (described["fingerprint"], described["size"]) == (tokenizer.fingerprint, list(size))
+    assert (described["fingerprint"], described["size"]) == (tokenizer.fingerprint, list(size or tokenizer.size))
 
 
 def test_a_real_image_through_a_real_vae(shared_data: Path, tmp_path: Path) -> None:

@@ -93,11 +93,10 @@ def two_processes(work: Callable[[], object], folder: Path, killed_at: int) -> b
 
 
 def one_or_two(work: Callable[[], object], folder: Path, killed_at: int) -> bool:
-    """Mostly two, so that two take up what two or one have begun."""
     return (two_processes if killed_at % 3 else one_process)(work, folder, killed_at)
 
 
-@pytest.mark.parametrize("run", [one_process, one_or_two])
+@pytest.mark.parametrize("run", [one_process, two_processes, one_or_two])
 def test_killed_thirty_times_the_run_ends_with_the_same_bytes(tokenize: Work, tmp_path: Path, run: Any) -> None:
     tokenize(tmp_path / "whole")
     whole = content(tmp_path / "whole")
