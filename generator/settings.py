@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from coda.tokenizer.foundation.settings import (
+    OPTIMIZER_HELP,
     Choices,
     Count,
     Derived,
     Fraction,
     Natural,
+    OptimizerName,
     Positive,
     Range,
     Seed,
@@ -44,6 +46,7 @@ class MaskGitSettings(Settings):
     accumulation: Count = setting(
         1, "Parts of a batch whose gradients are computed one after the other, to save memory."
     )
+    optimizer: OptimizerName = setting("adamw", OPTIMIZER_HELP)
     lr: Annotated[Positive, Derived] = setting(None, "Peak learning rate; by default the preset's.")
     lr_decay: Literal["cosine", "constant"] = setting("cosine", "Learning rate after the warm-up.")
     warmup: Annotated[Natural, Derived] = setting(

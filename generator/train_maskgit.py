@@ -111,7 +111,13 @@ def _train(
     model = accelerator.prepare(objective)
     fused = device.type in ("cpu", "cuda")
     optimizer = OptimizerWithEMA(
-        transformer, (0.9, 0.96), settings.ema_decay, weight_decay=settings.weight_decay, fused=fused
+        transformer,
+        (0.9, 0.96),
+        settings.ema_decay,
+        weight_decay=settings.weight_decay,
+        fused=fused,
+        optimizer=settings.optimizer,
+        precision=accelerator.mixed_precision,
     )
     start, checkpoint_every = 0, run.checkpoint_every or _CHECKPOINT_EVERY
     best: dict[str, torch.Tensor] = {}

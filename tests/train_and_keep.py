@@ -105,7 +105,7 @@ def make_cache(path: Path) -> None:
     writer.close()
 
 
-def vae(out: Path, architecture: Literal["dc", "kl"] = "dc") -> None:
+def vae(out: Path, architecture: Literal["patch", "kl"] = "patch") -> None:
     settings = VaeSettings(
         architecture=architecture, size=16, factor=2, latent_channels=4, width=16, steps=STEPS + 1, batch_size=BATCH,
         warmup=10, lr=3e-5,

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from .foundation.settings import (
+    OPTIMIZER_HELP,
     Count,
     Device,
     Fraction,
     Natural,
+    OptimizerName,
     Part,
     Positive,
     Range,
@@ -47,6 +49,9 @@ class TrainingSettings(Settings):
     l2_weight: Weight = setting(1.0, "Weight of the mean squared error.")
     perceptual_weight: Weight = setting(0.1, "Weight of the perceptual loss.")
     perceptual: Perceptual = setting("efficientnet_lite0", "Network of the perceptual loss; lpips needs coda[lpips].")
+    perceptual_size: Count | None = setting(
+        None, "Enlarge smaller images to this size in pixels for the perceptual loss, whose network learned at 224."
+    )
     ema_decay: Fraction = setting(0.995, "EMA decay. The averaged weights are saved.")
     validation_share: Fraction = setting(
         0.02, "Share of the images, at most about 64, that is not trained on but validated on; 0 for none."
@@ -62,15 +67,19 @@ class VaeSettings(TrainingSettings):
     """Settings of `train_vae` that change its result."""
 
     size: Count = setting(64, "Image size in pixels, a multiple of the factor.")
-    architecture: Literal["dc", "kl", "tiny"] = setting(
-        "dc", "dc (AutoencoderDC, which starts as principal components), kl (AutoencoderKL) or tiny (AutoencoderTiny)."
+    architecture: Literal["patch", "kl", "tiny"] = setting(
+        "patch",
+        "patch (AutoencoderPatch, which starts as principal components), kl (AutoencoderKL) or tiny (AutoencoderTiny).",
     )
     factor: Count = setting(8, "Downsampling factor of the latent, a power of two.")
     latent_channels: Count = setting(16, "Latent channels.")
-    width: Count = setting(16, "Channels at full resolution; dc: at half resolution.")
+    width: Count | None = setting(
+        None, "Channels: of patch at half resolution (default 64), of kl and tiny at full resolution (default 16)."
+    )
     steps: Count = setting(3000, "Optimizer steps.")
     batch_size: Count = setting(32, "Images per step, over all processes.")
-    lr: Positive = setting(5e-4, "Peak learning rate.")
+    optimizer: OptimizerName = setting("muon", OPTIMIZER_HELP)
+    lr: Positive = setting(2e-3, "Peak learning rate.")
     warmup: Natural = setting(100, "Steps of linear warm-up.")
     kl_weight: Weight = setting(1e-4, "Weight of the KL divergence from N(0, 1), in nats per latent element.")
 

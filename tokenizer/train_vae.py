@@ -39,7 +39,7 @@ from .training.optimization import (
 from .training.run_directory import RunDirectory
 from .training.validation import Validation, split_validation
 from .vae.continuous_vae import ContinuousVAE, measure_normalization
-from .vae.principal_components import initialize_from_principal_components, linear_start_autoencoder
+from .vae.patch_autoencoder import AutoencoderPatch, initialize_from_principal_components
 
 _START_IMAGES = 2048  # for the principal components at the start
 _LOG_VARIANCE = -6.0  # of AutoencoderKL's posterior at the start: at 0 the noise hides the mean
@@ -94,13 +94,19 @@ def _train(
 ) -> None:
     """The training loop, from the newest checkpoint to the finished directory."""
     checkpoint = directory.latest()
-    if settings.architecture == "dc" and checkpoint is None:
+    if settings.architecture == "patch" and checkpoint is None:
         start_images = _random_images(source, settings, run, _START_IMAGES, "principal components")
         initialize_from_principal_components(vae.autoencoder, start_images)
     reconstruction_loss = ReconstructionLoss(settings).to(accelerator.device)
     vae.to(memory_format=torch.channels_last)  # faster convolutions on CPUs and tensor cores
     model = accelerator.prepare(VAEForTraining(vae))
-    optimizer = OptimizerWithEMA(vae, betas=(0.9, 0.99), ema_decay=settings.ema_decay)
+    optimizer = OptimizerWithEMA(
+        vae,
+        betas=(0.9, 0.99),
+        ema_decay=settings.ema_decay,
+        optimizer=settings.optimizer,
+        precision=accelerator.mixed_precision,
+    )
     process, checkpoint_every = rank_and_world_size(), run.checkpoint_every or _CHECKPOINT_EVERY
     start = 0
     if checkpoint is not None:
@@ -202,14 +208,16 @@ class VAEForTraining(nn.Module):
 
 def _autoencoder(settings: VaeSettings) -> Any:
     """A small autoencoder with random weights."""
-    size, factor, width = settings.size, settings.factor, settings.width
+    size, factor = settings.size, settings.factor
     halvings = factor.bit_length() - 1
     if factor < 2 or factor != 1 << halvings:
         raise CodaError(f"factor {factor} is not a power of two, such as 8 or 16")
     if size < factor or size % factor:
         raise CodaError(f"size {size} is not a multiple of the factor, {factor}")
-    if settings.architecture == "dc":
-        return linear_start_autoencoder(settings.latent_channels, width, halvings)
+    width = settings.width or (64 if settings.architecture == "patch" else 16)
+    if settings.architecture == "patch":
+        stages = [width * min(1 << i, 4) for i in range(halvings)]
+        return AutoencoderPatch(3, settings.latent_channels, stages, [1, *[2] * (halvings - 1)])
     if settings.architecture == "tiny":
         widths = (width,) * (halvings + 1)
         return AutoencoderTiny(

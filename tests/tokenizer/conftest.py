@@ -109,6 +109,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "num_decoder_blocks": (1, 1),
     },
     "AutoencoderTinyMidNorm": {"latent_channels": 5},
+    "AutoencoderPatch": {"latent_channels": 4, "block_out_channels": (16, 32), "layers_per_block": (1, 1)},
     "AutoencoderDC": {"latent_channels": 4, "attention_head_dim": 8, "scaling_factor": 0.4, **_DC},
     "AutoencoderKLHunyuanImage": {
         "in_channels": 3,

@@ -38,7 +38,7 @@ def weights(folder):
     return load_file(folder / "diffusion_pytorch_model.safetensors")
 
 
-@pytest.mark.parametrize("architecture", ["dc", "kl", "tiny"])
+@pytest.mark.parametrize("architecture", ["patch", "kl", "tiny"])
 def test_load_vae_reads_the_result(tmp_path, source, architecture):
     path = train_vae(source(), tmp_path / "vae", small(architecture=architecture, steps=40, lr=5e-3), CPU)
     vae = load_vae(path)
@@ -53,7 +53,7 @@ def test_load_vae_reads_the_result(tmp_path, source, architecture):
     assert not (path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("architecture", "start_images"), [("dc", 12), ("kl", 0)])
+@pytest.mark.parametrize(("architecture", "start_images"), [("patch", 12), ("kl", 0)])
 def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, source, content, architecture, start_images):
     settings = small(architecture=architecture, steps=7, perceptual_weight=0.1)
     run = RunOptions(device="cpu", checkpoint_every=3)
@@ -71,10 +71,10 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, source, content, archi
 def test_the_default_starts_as_principal_components(tmp_path, source):
     """Before the first step the error is what the components leave: less than one step from random weights leaves."""
     first = {}
-    for architecture in ("dc", "kl"):
+    for architecture in ("patch", "kl"):
         path = train_vae(source(), tmp_path / architecture, small(architecture=architecture, steps=1), CPU)
         first[architecture] = json.loads((path / "log.jsonl").read_text())["psnr"]
-    assert first["dc"] > first["kl"] + 10
+    assert first["patch"] > first["kl"] + 10
 
 
 def test_a_finished_run_is_not_repeated(plain, source):
@@ -117,8 +117,8 @@ def test_every_setting_does_something(tmp_path, source, plain, changed):
         (dict(factor=6), "factor 6 is not a power of two"),
         (dict(size=18), "size 18 is not a multiple of the factor, 4"),
         (dict(architecture="kl", width=10), "width 10 is not a multiple of 4"),
-        (dict(width=12), "width 12 is not a multiple of 4 of at least 16"),
-        (dict(latent_channels=49), "latent_channels 49 is more than the 48 values of a patch"),
+        (dict(width=12), "a width of 12 is not a multiple of 16"),
+        (dict(latent_channels=49), "latent_channels 49: expected 1 to the 48 values of a patch"),
     ],
     ids=str,
 )

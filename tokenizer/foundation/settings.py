@@ -242,3 +242,5 @@ Device = Annotated[str, Parsed(parse_device, "a device: auto, cpu, cuda, cuda:1 
 Part = Annotated[str, Parsed(parse_part, "a part of the form i/n, such as 2/4", "I/N")]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 TrainingPrecision = Literal["auto", "float32", "bfloat16"]
+OptimizerName = Literal["adamw", "muon"]
+OPTIMIZER_HELP = "adamw, or muon for hidden matrices and convolutions with adamw for the rest."

@@ -53,13 +53,24 @@ class ReconstructionLoss(nn.Module):
         """Loss of reconstructions of images."""
         l1, l2 = F.l1_loss(reconstructions, images), F.mse_loss(reconstructions, images)
         perceptual = torch.zeros_like(l1)
-        if isinstance(self.features, Lpips):
-            perceptual = self.features(reconstructions, images)
-        elif self.features is not None:
-            perceptual = perceptual_loss(self.features, reconstructions, images)
         w = self.weights
+        if self.features is not None:
+            seen = enlarge(reconstructions, w.perceptual_size), enlarge(images, w.perceptual_size)
+            if isinstance(self.features, Lpips):
+                perceptual = self.features(*seen)
+            else:
+                perceptual = perceptual_loss(self.features, *seen)
         total = w.l1_weight * l1 + w.l2_weight * l2 + w.perceptual_weight * perceptual
         return ReconstructionOutput(total, l1.detach(), l2.detach(), perceptual.detach())
+
+
+def enlarge(images: torch.Tensor, size: int | None) -> torch.Tensor:
+    """Images whose short side is at least `size` pixels; None leaves them as they are."""
+    short = min(images.shape[-2:])
+    if size is None or short >= size:
+        return images
+    height, width = (round(side * size / short) for side in images.shape[-2:])
+    return F.interpolate(images, size=(height, width), mode="bicubic")
 
 
 def kl_loss(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:

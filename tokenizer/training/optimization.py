@@ -23,11 +23,14 @@ from ..foundation.device import resolve_device
 from ..foundation.distributed import mean_over_processes
 from ..foundation.errors import CodaError
 from ..foundation.launcher import check_world_size, rank_and_world_size, was_launched
+from ..foundation.settings import OptimizerName
 from ..images.loading import ImageBatch
+from .muon import Muon
 from .run_directory import RunDirectory
 
 LOG_EVERY = 10  # steps
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
+_MOMENTUM = ("momentum",)  # Muon's
 _MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16"}
 
 
@@ -144,16 +147,20 @@ def check_finite(step: int, **figures: torch.Tensor) -> dict[str, float]:
 
 
 class OptimizerWithEMA:
-    """AdamW with gradient clipping, and an exponential moving average (EMA) of the weights.
+    """AdamW or Muon with gradient clipping, and an exponential moving average (EMA) of the weights.
 
     Args:
         module: Its parameters that require gradients are trained.
         betas: AdamW's betas.
         ema_decay: EMA decay; after n updates at most (1 + n) / (10 + n). None keeps no average.
-        weight_decay: Weight decay of matrices other than embeddings. All other parameters have none.
+        weight_decay: Weight decay of matrices other than embeddings, with Muon also of convolutions. All other
+            parameters have none.
         decay_all: Decay all parameters.
         max_gradient_norm: Gradients with a larger norm are scaled down to it.
-        fused: Use torch's fused kernel instead of its foreach implementation.
+        fused: Use torch's fused kernel of AdamW instead of its foreach implementation.
+        optimizer: "adamw" for all parameters; "muon" for hidden matrices and convolutions, with AdamW for the rest:
+            embeddings, 1×1 convolutions, and everything with one dimension.
+        precision: accelerate's mixed precision; Muon computes in bfloat16 with "bf16".
     """
 
     def __init__(
@@ -165,16 +172,28 @@ class OptimizerWithEMA:
         decay_all: bool = False,
         max_gradient_norm: float = 1.0,
         fused: bool = False,
+        optimizer: OptimizerName = "adamw",
+        precision: str = "no",
     ) -> None:
         self._named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._parameters = list(self._named.values())
+        hidden = [name for name, p in self._named.items() if optimizer == "muon" and _is_hidden(name, p)]
+        rest = [name for name in self._named if name not in hidden]
         decayed = {name for name, p in self._named.items() if decay_all or (p.ndim == 2 and "embedding" not in name)}
         groups = [
-            {"params": [p for n, p in self._named.items() if n in decayed], "weight_decay": weight_decay},
-            {"params": [p for n, p in self._named.items() if n not in decayed], "weight_decay": 0.0},
+            {"params": [self._named[n] for n in rest if n in decayed], "weight_decay": weight_decay},
+            {"params": [self._named[n] for n in rest if n not in decayed], "weight_decay": 0.0},
         ]
         # `foreach` is stated: torch's own choice differs between devices, and with it the last bits.
-        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=fused, foreach=not fused)
+        adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=fused, foreach=not fused)
+        self._optimizers: list[torch.optim.Optimizer] = [adamw]
+        self._of_parameter: dict[str, tuple[torch.optim.Optimizer, tuple[str, ...]]]
+        self._of_parameter = dict.fromkeys(rest, (adamw, _MOMENTS))
+        if hidden:
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            muon = Muon([self._named[n] for n in hidden], weight_decay, dtype)
+            self._optimizers.append(muon)
+            self._of_parameter.update(dict.fromkeys(hidden, (muon, _MOMENTUM)))
         self._fused, self._max_gradient_norm = fused, max_gradient_norm
         self._ema = None if ema_decay is None else EMAModel(self._parameters, decay=ema_decay, foreach=True)
 
@@ -184,11 +203,12 @@ class OptimizerWithEMA:
         Returns:
             The norm of the gradients before clipping, a scalar.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_gradient_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
         if self._ema is not None:
             self._ema.step(self._parameters)
         return norm
@@ -216,13 +236,14 @@ class OptimizerWithEMA:
                     parameter.copy_(weight)
 
     def state_tensors(self, prefix: str) -> dict[str, torch.Tensor]:
-        """All state: `<prefix>.weight.<name>`, `.exp_avg.`, `.exp_avg_sq.` and `.ema.`."""
+        """All state: `<prefix>.weight.<name>`, `.ema.`, AdamW's `.exp_avg.` and `.exp_avg_sq.`, Muon's `.momentum.`."""
         tensors: dict[str, torch.Tensor] = {}
         for number, (name, parameter) in enumerate(self._named.items()):
             tensors[f"{prefix}.weight.{name}"] = parameter
-            for key in _MOMENTS:
-                if key in self._optimizer.state[parameter]:
-                    tensors[f"{prefix}.{key}.{name}"] = self._optimizer.state[parameter][key]
+            optimizer, moments = self._of_parameter[name]
+            for key in moments:
+                if key in optimizer.state[parameter]:
+                    tensors[f"{prefix}.{key}.{name}"] = optimizer.state[parameter][key]
             if self._ema is not None:
                 tensors[f"{prefix}.ema.{name}"] = self._ema.shadow_params[number]
         return tensors
@@ -241,13 +262,20 @@ class OptimizerWithEMA:
         for number, (name, parameter) in enumerate(self._named.items()):
             parameter.copy_(tensors[f"{prefix}.weight.{name}"])
             if updates:
+                optimizer, moments = self._of_parameter[name]
                 # Strides as the parameter's: others could take another path, with other last bits.
-                moments = {
-                    key: torch.empty_like(parameter).copy_(tensors[f"{prefix}.{key}.{name}"]) for key in _MOMENTS
-                }
-                step = torch.tensor(float(updates), device=parameter.device if self._fused else "cpu")
-                self._optimizer.state[parameter] = {"step": step, **moments}
+                state = {key: torch.empty_like(parameter).copy_(tensors[f"{prefix}.{key}.{name}"]) for key in moments}
+                if moments is _MOMENTS:
+                    state["step"] = torch.tensor(float(updates), device=parameter.device if self._fused else "cpu")
+                optimizer.state[parameter] = state
             if self._ema is not None:
                 self._ema.shadow_params[number].copy_(tensors[f"{prefix}.ema.{name}"])
         if self._ema is not None:
             self._ema.optimization_step = updates
+
+
+def _is_hidden(name: str, parameter: torch.Tensor) -> bool:
+    """Whether Muon trains a parameter: a hidden matrix, or a convolution of more than single cells."""
+    if parameter.ndim == 4:
+        return parameter.shape[2:].numel() > 1
+    return parameter.ndim == 2 and "embedding" not in name

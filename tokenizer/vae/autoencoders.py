@@ -1,4 +1,4 @@
-"""The autoencoders of diffusers that can be adapted, and how each of them describes its latents.
+"""The autoencoders that can be adapted, diffusers' and two of our own, and how each describes its latents.
 
 An autoencoder can be adapted if it takes an RGB image (B, 3, H, W) to a continuous latent (B, C, h, w) and back,
 deterministically. `_REFUSED` lists some that do not, and why; classes for video (B, C, T, H, W), audio and molecules
@@ -18,6 +18,7 @@ from torch import nn
 
 from ..foundation.bounds import check_integer
 from ..foundation.errors import CodaError, first_line, shown
+from .patch_autoencoder import AutoencoderPatch
 from .taef2 import AutoencoderTinyMidNorm
 
 # The layers that the published training adapts (paper, Section 3.4), as suffixes of module names, which peft matches:
@@ -34,7 +35,9 @@ _REFUSED = {
 _MOST_MODULES = 512  # greatest number of layers, blocks, heads, … that a config may ask for
 _LARGEST_INTEGER = 65_536  # greatest of its other integers, such as channels
 
-Autoencoder = Any  # one of diffusers' models; its attributes depend on the class
+Autoencoder = Any  # a model of diffusers or of `_OWN`; its attributes depend on the class
+
+_OWN: Mapping[str, type[Autoencoder]] = {cls.__name__: cls for cls in (AutoencoderPatch, AutoencoderTinyMidNorm)}
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,14 @@ SPECS: Mapping[str, AutoencoderSpec] = {
     "AsymmetricAutoencoderKL": AutoencoderSpec(_halvings("down_block_out_channels")),
     "AutoencoderTiny": _TINY,
     "AutoencoderTinyMidNorm": _TINY,
+    "AutoencoderPatch": AutoencoderSpec(
+        lambda config: 2 ** len(config.block_out_channels),
+        # All convolutions: the whole network is small.
+        lora_targets=("conv1", "conv2", "conv", "conv_in", "conv_out", "linear"),
+    ),
     "AutoencoderDC": AutoencoderSpec(
         _halvings("encoder_block_out_channels"),
-        # Also what changes the resolution, and the ends: the whole network, where a small one starts as a linear map.
+        # Also what changes the resolution, and the ends: the whole network.
         lora_targets=("conv1", "conv2", "conv_inverted", "conv_point", "conv", "encoder.conv_out", "decoder.conv_in"),
     ),
     "AutoencoderKLHunyuanImage": AutoencoderSpec(lambda config: config.spatial_compression_ratio),
@@ -105,9 +113,7 @@ def autoencoder_class(name: object, where: object) -> type[Autoencoder]:
         CodaError: If there is no such class, or it cannot be adapted.
     """
     if isinstance(name, str) and name in SPECS:
-        if name == "AutoencoderTinyMidNorm":
-            return AutoencoderTinyMidNorm
-        found = getattr(diffusers, name, None)
+        found = _OWN.get(name) or getattr(diffusers, name, None)
         if found is not None:
             return found
         raise CodaError(

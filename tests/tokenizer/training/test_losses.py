@@ -7,6 +7,7 @@ from coda.tokenizer.training.discriminator import PatchDiscriminator
 from coda.tokenizer.training.losses import (
     ReconstructionLoss,
     adaptive_weight,
+    enlarge,
     hinge_discriminator_loss,
     hinge_generator_loss,
     kl_loss,
@@ -19,6 +20,18 @@ def test_reconstruction_is_the_weighted_sum_of_its_parts() -> None:
     assert float(loss.l1) == 0.5 and float(loss.l2) == 0.25
     assert float(loss.total) == 2.0
     assert float(loss.perceptual) == 0.0
+
+
+def test_only_the_perceptual_loss_sees_enlarged_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, others = (torch.rand(2, 3, 32, 48, generator=generator) * 2 - 1 for _ in range(2))
+    small = ReconstructionLoss(VaeSettings())(others, images)
+    large = ReconstructionLoss(VaeSettings(perceptual_size=64))(others, images)
+    assert small.l1 == large.l1 and small.l2 == large.l2
+    expected = ReconstructionLoss(VaeSettings())(enlarge(others, 64), enlarge(images, 64)).perceptual
+    assert large.perceptual == expected != small.perceptual
+    assert enlarge(images, 64).shape == (2, 3, 64, 96)
+    assert enlarge(images, 32) is images
 
 
 def test_kl_is_the_divergence_from_the_standard_normal() -> None:

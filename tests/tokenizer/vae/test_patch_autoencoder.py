@@ -1,4 +1,3 @@
-import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,9 +5,9 @@ import torch.nn.functional as F
 from coda.tokenizer import CodaError, load_vae
 from coda.tokenizer.images import image_batches, open_images, to_unit
 from coda.tokenizer.vae.continuous_vae import ContinuousVAE
-from coda.tokenizer.vae.principal_components import (
+from coda.tokenizer.vae.patch_autoencoder import (
+    AutoencoderPatch,
     initialize_from_principal_components,
-    linear_start_autoencoder,
     principal_components,
 )
 
@@ -33,12 +32,13 @@ def smooth_images(count, size):
 
 
 def started(images, factor, channels, width=16):
-    autoencoder = linear_start_autoencoder(channels, width, factor.bit_length() - 1)
+    halvings = factor.bit_length() - 1
+    autoencoder = AutoencoderPatch(3, channels, [width] * halvings, [1] * halvings)
     initialize_from_principal_components(autoencoder, images.split(16))
     return autoencoder.eval()
 
 
-@pytest.mark.parametrize(("factor", "channels", "width"), [(2, 5, 16), (4, 8, 20), (8, 16, 16), (16, 12, 16)])
+@pytest.mark.parametrize(("factor", "channels", "width"), [(2, 5, 16), (4, 8, 48), (8, 16, 16), (16, 12, 16)])
 def test_the_start_is_the_linear_optimum(factor, channels, width):
     images = smooth_images(40, 32)
     autoencoder = started(images, factor, channels, width)
@@ -64,7 +64,7 @@ def test_every_parameter_learns():
     images = smooth_images(8, 16)
     autoencoder = started(images, 4, 4).train()
     optimizer = torch.optim.SGD(autoencoder.parameters(), lr=1e-2)
-    for _ in range(2):
+    for _ in range(3):  # the last convolution, then the last of each block, then all
         optimizer.zero_grad()
         F.mse_loss(autoencoder(images).sample, images).backward()
         optimizer.step()
@@ -78,7 +78,7 @@ def test_saved_and_loaded_equal(tmp_path):
     vae.save_pretrained(tmp_path / "vae")
     assert torch.equal(load_vae(tmp_path / "vae")(images), expected)
     vae.autoencoder.save_pretrained(tmp_path / "plain")
-    plain = diffusers.AutoencoderDC.from_pretrained(tmp_path / "plain")
+    plain = AutoencoderPatch.from_pretrained(tmp_path / "plain")
     assert torch.equal(plain(images).sample, expected)
     assert torch.equal(load_vae(tmp_path / "plain")(images), expected)
 
@@ -90,3 +90,16 @@ def test_components_do_not_depend_on_batches():
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
     with pytest.raises(CodaError, match="no images"):
         principal_components([], 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"latent_channels": 13, "block_out_channels": [16], "layers_per_block": [1]}, "1 to the 12 values"),
+        ({"block_out_channels": [16, 16], "layers_per_block": [1]}, "one entry each per halving"),
+        ({"block_out_channels": [20], "layers_per_block": [1], "latent_channels": 4}, "multiple of 16"),
+    ],
+)
+def test_an_impossible_config_is_refused(config, message):
+    with pytest.raises(CodaError, match=message):
+        AutoencoderPatch(**config)
