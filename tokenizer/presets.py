@@ -53,11 +53,27 @@ _PAPER: dict[str, Any] = {
     "seed": 42,
 }
 
+# Of the bundled model: few codes for small images, most of them on the latent's own grid, twice.
+_TINY_64: dict[str, Any] = {
+    "size": 64,
+    "sides": (1, 4, 8, 8),
+    "codebook_size": 2048,
+    "kmeans_images": 5000,
+    "lora_rank": 64,
+    "decoder_steps": 1500,
+    "steps": 0,
+    "batch_size": 16,
+    "lr": 1e-3,
+    "perceptual_weight": 1.0,
+    "perceptual_size": 128,
+}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         # With eight processes, an accumulation of 4 or 2 leaves 8 or 16 images at a time.
         "paper-f8": {**_PAPER, "sides": (1, 2, 3, 4, 6, 9, 13, 18, 24, 32), "accumulation": 4},
         "paper-f16": {**_PAPER, "sides": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), "accumulation": 2},
+        "tiny-64": _TINY_64,
     }
 )
 

@@ -31,6 +31,7 @@ from coda.tokenizer.foundation.reading import read_json
 from coda.tokenizer.foundation.settings import Settings
 from coda.tokenizer.images import ImageSource, open_images
 from coda.tokenizer.images.imagenet import imagenet_classes
+from coda.tokenizer.presets import adapt_preset
 from coda.tokenizer.settings import AdaptSettings, RunOptions, TokenizeSettings, VaeSettings
 
 from ..cli.failures import quiet_libraries, signals_raise
@@ -51,15 +52,12 @@ class Recipe:
     """
 
     classes: Sequence[int] = CLASSES
-    vae: VaeSettings = VaeSettings(steps=7000, batch_size=16, ema_decay=0.999, perceptual_weight=0.3)
-    tokenizer: AdaptSettings = AdaptSettings(
-        size=64, sides=((1, 1), (2, 2), (4, 4), (8, 8)), codebook_size=4096, kmeans_images=5000,
-        decoder_steps=800, steps=0, batch_size=16, perceptual_weight=0.5,
-    )  # fmt: skip
+    vae: VaeSettings = VaeSettings(steps=4500, batch_size=32, ema_decay=0.999, perceptual_weight=0.3)
+    tokenizer: AdaptSettings = adapt_preset("tiny-64")
     codes: TokenizeSettings = TokenizeSettings(flip=True)
     generator: MaskGitSettings = MaskGitSettings(
-        preset="tiny", steps=3_000, batch_size=32, lr=1e-3, ema_decay=0.998, dropout=0.1, mask_all=0.25,
-        level_weights="sqrt", keep="best", validate_every=250,
+        preset="tiny", hidden_size=256, depth=8, num_heads=4, steps=5_000, batch_size=64, optimizer="muon", lr=1e-3,
+        ema_decay=0.998, dropout=0.1, mask_all=0.25, level_weights="sqrt", keep="best", validate_every=250,
     )  # fmt: skip
     sampling: Mapping[str, Any] = field(default_factory=dict)  # of the scheduler, where not as the training left it
     judgment: JudgeSettings = JudgeSettings(num_images=500)
@@ -222,11 +220,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stage in ("vae", "tokenizer", "generator"):
         parser.add_argument(f"--{stage}", help=f"a {stage} that is there already")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [default: auto]")
+    parser.add_argument("--dtype", default="auto", help="precision of the trainings [default: auto]")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images [default: 0]")
     given = vars(parser.parse_args(argv))
     try:
         with signals_raise(), quiet_libraries():
-            run = RunOptions(device=given.pop("device"), workers=given.pop("workers"))
+            run = RunOptions(**{name: given.pop(name) for name in ("device", "dtype", "workers")})
             model = make_model(**given, run=run)
     except CodaError as error:
         print(f"train: {error}", file=sys.stderr)

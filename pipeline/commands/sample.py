@@ -54,7 +54,8 @@ def sample(
         names = [_name(pipeline.classes, label, seed) for label, seed in zip(labels, seeds, strict=True)]
         for name, image in zip(names, images, strict=True):
             image.save(folder / f"{name}.png")
-        labelled_grid(images, names, columns=num if len(chosen) > 1 else None).save(folder / "grid.png")
+        captions = [_caption(pipeline.classes, label, seed) for label, seed in zip(labels, seeds, strict=True)]
+        labelled_grid(images, captions, columns=num if len(chosen) > 1 else None).save(folder / "grid.png")
         made = [{"file": f"{n}.png", "class": c, "seed": s} for n, c, s in zip(names, labels, seeds, strict=True)]
         record = sampling_record(pipeline, source.model)
         write_json(folder / "samples.json", {**record, "images": made})
@@ -74,3 +75,8 @@ def _name(classes: ClassTable, label: int | None, seed: int) -> str:
         return f"seed{seed}"
     words = re.sub(r"[^a-z0-9]+", "-", classes[label].name.lower())[:80].strip("-")
     return "-".join(part for part in (str(label), words if words != str(label) else "", f"seed{seed}") if part)
+
+
+def _caption(classes: ClassTable, label: int | None, seed: int) -> str:
+    """What stands above an image in the grid: class name, seed."""
+    return f"seed {seed}" if label is None else f"{classes[label].name}, seed {seed}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+_SMALLEST_FONT = 9  # pixels
 _GAP = 4  # pixels between images and around them
 _BACKGROUND, _TEXT = (255, 255, 255), (32, 32, 32)
 
@@ -21,7 +22,7 @@ def labelled_grid(
 
     Args:
         images: Images of any size; a cell is as large as the largest of them.
-        labels: One line per image, written above it and shortened to the width of the cell.
+        labels: One line per image, written above it; too long ones make all text smaller, and are shortened then.
         columns: Images per row; by default about as many as there are rows.
         smallest: Images with a shorter edge below this many pixels are enlarged by a whole factor, pixel by pixel.
 
@@ -33,7 +34,7 @@ def labelled_grid(
     shown = [_enlarged(image.convert("RGB"), smallest) for image in images]
     width, height = max(image.width for image in shown), max(image.height for image in shown)
     columns = min(len(shown), columns or math.ceil(math.sqrt(len(shown))))
-    font = ImageFont.load_default(size=max(11, min(20, height // 14)))
+    font = _font(labels or (), width, max(11, min(20, height // 14)))
     line = _line_height(font) if labels is not None else 0
 
     rows = math.ceil(len(shown) / columns)
@@ -54,6 +55,15 @@ def _enlarged(image: Image.Image, smallest: int) -> Image.Image:
     if factor <= 1:
         return image
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _font(labels: Sequence[str], width: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The default font of `size` pixels, or as much smaller as the widest label needs."""
+    font = ImageFont.load_default(size=size)
+    while size > _SMALLEST_FONT and any(font.getlength(label) > width for label in labels):
+        size -= 1
+        font = ImageFont.load_default(size=size)
+    return font
 
 
 def _line_height(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:

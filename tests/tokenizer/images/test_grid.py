@@ -37,6 +37,12 @@ def test_labels_are_written_and_hide_no_pixel():
     assert other.tobytes() != labelled.tobytes()
 
 
+def test_a_label_that_is_a_little_too_long_is_read_to_its_end():
+    image = [_plain(COLORS[0]).resize((128, 128))]
+    one, other = (labelled_grid(image, [f"golden retriever, seed {seed}"]).tobytes() for seed in (11, 12))
+    assert one != other
+
+
 def test_small_images_are_enlarged_pixel_by_pixel():
     small = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
     grid = np.asarray(labelled_grid([small]))
