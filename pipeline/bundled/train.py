@@ -60,7 +60,7 @@ class Recipe:
         ema_decay=0.998, dropout=0.1, mask_all=0.25, level_weights="sqrt", keep="best", validate_every=250,
     )  # fmt: skip
     sampling: Mapping[str, Any] = field(default_factory=dict)  # of the scheduler, where not as the training left it
-    judgment: JudgeSettings = JudgeSettings(num_images=500)
+    judgment: JudgeSettings = JudgeSettings()
 
 
 def make_model(

@@ -6,8 +6,12 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib import import_module, metadata
+from typing import TYPE_CHECKING
 
 from ..cli.plain_table import plain_table
+
+if TYPE_CHECKING:
+    import torch
 
 # What each extra is for, by its name in pyproject.toml.
 _USES = {
@@ -74,6 +78,7 @@ def _machine() -> Iterator[tuple[str, str]]:
         yield "GPU", f"none that torch can use ({built}): everything runs on the CPU, large models slowly"
     device = resolve_device("auto")
     yield "--device auto", device.type
+    yield "--dtype bfloat16", _bfloat16(device)
     yield "attention", ", ".join(_attention_backends())
     try:
         yield "retrieval", f"{retrieval_backend(device, torch.float32)} (CODA_RETRIEVAL names another)"
@@ -83,6 +88,20 @@ def _machine() -> Iterator[tuple[str, str]]:
         yield "bundled model", str(bundled_model())
     except CodaError as error:
         yield "bundled model", str(error)
+
+
+def _bfloat16(device: torch.device) -> str:
+    """What to expect of trainings in bfloat16."""
+    import torch
+
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "the default of trainings" if native else "emulated by this GPU: slower than float32"
+    if device.type == "mps":
+        return "not tried on MPS"
+    if getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
+        return "trainings are several times faster with it on this CPU, which has AMX (the default is float32)"
+    return "emulated by this CPU: much slower than float32"
 
 
 def _attention_backends() -> Iterator[str]:

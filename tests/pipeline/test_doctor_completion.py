@@ -35,6 +35,17 @@ def test_doctor_says_what_is_missing_and_what_to_type(
     assert "missing: xformers, " in out and "torchvision" in out.splitlines()[-1]
 
 
+@pytest.mark.parametrize(("amx", "words"), [(True, "several times faster"), (False, "emulated by this CPU")])
+def test_doctor_says_what_bfloat16_costs_on_a_cpu(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, amx: bool, words: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
+    assert main(["doctor"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--dtype bfloat16")]
+    assert words in line
+
+
 def test_doctor_exits_0_where_a_package_or_a_variable_is_broken(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

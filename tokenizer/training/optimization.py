@@ -42,7 +42,7 @@ def start_accelerator(device: str = "auto", dtype: str = "auto") -> Accelerator:
     Args:
         device: "auto" (CUDA or MPS if available), "cpu", "mps", "cuda" or "cuda:N".
         dtype: "float32"; "bfloat16" for mixed precision (weights stay float32); "auto": bfloat16 on CUDA devices that
-            compute in it, else float32 (most CPUs emulate bfloat16, hundreds of times slower).
+            compute in it, else float32 (most CPUs emulate bfloat16, hundreds of times slower; with AMX it is faster).
 
     Raises:
         CodaError: If there is no such device or dtype, or the processes that were started cannot work together.
