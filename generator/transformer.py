@@ -195,12 +195,13 @@ class MaskGitTransformer(StrictModel, AttentionMixin):  # type: ignore[misc]  # 
         hidden = hidden + self.prefix_projection(torch.cat(downsampled, dim=1).to(dtype))
         hidden = hidden + (self.position_projection(positions.to(dtype)) + level_embedding[level_of_cell])
         condition = F.silu(self.class_embedding(class_labels)[:, None] + level_embedding)  # (B, V, D)
+        one_hot = F.one_hot(level_of_cell, len(levels)).to(hidden.dtype)  # (N, V)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden = self._gradient_checkpointing_func(block, hidden, condition, cells, level_of_cell)
+                hidden = self._gradient_checkpointing_func(block, hidden, condition, cells, one_hot)
             else:
-                hidden = block(hidden, condition, cells, level_of_cell)
-        return MaskGitOutput(modulated_norm(hidden, *self.modulation_out(condition, level_of_cell)))
+                hidden = block(hidden, condition, cells, one_hot)
+        return MaskGitOutput(modulated_norm(hidden, *self.modulation_out(condition, one_hot)))
 
     def _embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, N, D) of unit variance, of codes (B, N) that are K where masked."""

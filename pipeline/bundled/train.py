@@ -56,8 +56,8 @@ class Recipe:
     tokenizer: AdaptSettings = adapt_preset("tiny-64")
     codes: TokenizeSettings = TokenizeSettings(flip=True)
     generator: MaskGitSettings = MaskGitSettings(
-        preset="tiny", hidden_size=256, depth=8, num_heads=4, steps=5_000, batch_size=64, optimizer="muon", lr=1e-3,
-        ema_decay=0.998, dropout=0.1, mask_all=0.25, level_weights="sqrt", keep="best", validate_every=250,
+        preset="tiny", hidden_size=256, depth=6, num_heads=4, steps=2_000, batch_size=64, optimizer="muon", lr=2e-3,
+        ema_decay=0.998, mask_all=0.25, level_weights="sqrt", keep="best", validate_every=250,
     )  # fmt: skip
     sampling: Mapping[str, Any] = field(default_factory=dict)  # of the scheduler, where not as the training left it
     judgment: JudgeSettings = JudgeSettings()
