@@ -6,6 +6,7 @@ from coda.tokenizer.foundation.lazy import lazy_package
 
 if TYPE_CHECKING:
     from .ablation import ablation
+    from .compare_peers import compare_peers
     from .features.extractors import Features, FigureNames, load_extractor
     from .generation import generation_metrics
     from .judge_generator import judge_generator
@@ -19,6 +20,7 @@ __all__ = lazy_package(
     __name__,
     {
         ".ablation": ["ablation"],
+        ".compare_peers": ["compare_peers"],
         ".features.extractors": ["Features", "FigureNames", "load_extractor"],
         ".generation": ["generation_metrics"],
         ".judge_generator": ["judge_generator"],

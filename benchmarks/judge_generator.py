@@ -8,7 +8,7 @@ codes shuffled within class and level, and on their mean colors (the ceiling).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,18 @@ from PIL import Image
 
 from coda.tokenizer import CodeLayout
 from coda.tokenizer.foundation.device import resolve_device
-from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.foundation.seeding import step_generator
-from coda.tokenizer.images import ImageSource, image_batches, open_images, to_pil, to_uint8, to_unit
+from coda.tokenizer.images import ImageSource, open_images, to_pil, to_uint8, to_unit
 from coda.tokenizer.images.grid import labelled_grid
 from coda.tokenizer.settings import RunOptions
 from coda.tokenizer.training.run_directory import RunDirectory
 
-from .class_matching import find_class
 from .comparison import extract_features
 from .features.distances import FeatureSet, nearest_neighbors
 from .features.extractors import FeatureExtractor, load_extractor, require_torch_fidelity
 from .generation import choose_classes
-from .image_sets.image_set import SourceSet
+from .image_sets.known_images import KnownImages
 from .image_sets.sample_store import Sampler, SampleStore
 from .judge_report import Judged, judgment_report, shown_class
 from .reports.provenance import describe_run, model_identity
@@ -80,7 +78,7 @@ def judge_generator(
     device = resolve_device(run.device)
     network = load_extractor(settings.extractor, device)
     learned, unseen = (
-        _KnownImages(open_images(place, settings.max_pixels, settings.num_classes), class_names, tokenizer.size, run)
+        KnownImages(open_images(place, settings.max_pixels, settings.num_classes), class_names, tokenizer.size, run)
         for place in (data, validation)
     )
     classes = sorted(class_names or set(learned.labels()))
@@ -121,43 +119,8 @@ def judge_generator(
     return report
 
 
-class _KnownImages(SourceSet):
-    """The images whose classes the generator knows, with its class indices as labels."""
-
-    def __init__(
-        self, source: ImageSource, class_names: Mapping[int, str] | None, size: tuple[int, int], run: RunOptions
-    ) -> None:
-        self._index_of: dict[int, int | None] = {source.label(i): source.label(i) for i in range(len(source))}
-        if class_names is not None and (names := source.class_names) is not None:
-            self._index_of = {label: find_class(names[label], class_names) for label in self._index_of if label >= 0}
-        known = {label for label in self._index_of if label >= 0} if class_names is None else set(class_names)
-        places = [i for i in range(len(source)) if self._index_of.get(source.label(i)) in known]
-        for index in sorted(known - {self._index_of[source.label(i)] for i in places}):
-            raise CodaError(f"{source.location} has no image of class {shown_class(index, class_names)}")
-        super().__init__(source.subset(places), size, workers=run.workers, strict=run.strict)
-
-    def labels(self) -> list[int]:
-        """The class of every image, without decoding any."""
-        return self._indices(super().labels())
-
-    def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Pixels (B, 3, H, W) uint8 and class indices (B,), in the order of the source."""
-        for pixels, labels in super().batches(batch_size):
-            yield pixels, torch.tensor(self._indices(labels.tolist()))
-
-    def pixels(self, places: torch.Tensor) -> torch.Tensor:
-        """The images at these places (N,) among those that `batches` gave, (N, 3, H, W) uint8."""
-        unreadable = {item.index for item in self.skipped}
-        readable = [i for i in self.indices if i not in unreadable]
-        chosen = [readable[place] for place in places.tolist()]
-        return torch.cat([batch.pixels for batch in image_batches(self.source, self.size, 32, chosen, strict=True)])
-
-    def _indices(self, labels: Sequence[int]) -> list[int]:
-        return [index for label in labels if (index := self._index_of[label]) is not None]
-
-
 def _between_floor_and_ceiling(
-    unseen: _KnownImages, tokenizer: Any, network: FeatureExtractor, settings: JudgeSettings, device: torch.device
+    unseen: KnownImages, tokenizer: Any, network: FeatureExtractor, settings: JudgeSettings, device: torch.device
 ) -> list[Judged]:
     """Real images, their reconstructions, images of their shuffled codes, and their mean colors."""
     codes: list[torch.Tensor] = []

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.settings import (
     Count,
+    Fraction,
     Natural,
     Parsed,
     Positive,
@@ -109,6 +111,48 @@ class AblationSettings(ReconstructionSettings):
     measurements: Natural = setting(
         2, "Measurements while a rung trains: after one half, one quarter, ... of its steps."
     )
+
+
+PEERS = ("ours", "flattened", "amused", "muse", "unet")
+
+
+@dataclass(frozen=True)
+class PeersSettings(MeasureSettings):
+    """Settings of `compare_peers`."""
+
+    peers: tuple[Literal["ours", "flattened", "amused", "muse", "unet"], ...] = setting(
+        PEERS,
+        "What is compared: our generator, the same flattened into one sequence, UVit2DModel, muse-maskgit-pytorch, "
+        "a flow-matching U-Net on pixels.",
+    )
+    minutes: Positive = setting(20.0, "Minutes that each of them trains; only its steps are counted.")
+    steps: Count | None = setting(None, "Train each for so many steps instead; then the figures can be repeated.")
+    width: Count = setting(192, "Hidden size of the transformers.")
+    depth: Count = setting(6, "Blocks of the transformers.")
+    heads: Count = setting(3, "Attention heads of the transformers.")
+    batch_size: Count = setting(64, "Images per batch.")
+    lr: Positive = setting(5e-4, "Peak learning rate.")
+    ema_decay: Fraction = setting(0.9995, "EMA decay. The averaged weights are measured.")
+    validation_share: Fraction = setting(
+        0.02, "Share of the cache, at most about 1,000 images, that is not trained on; 0 for none."
+    )
+    num_images: Annotated[int, Range(2)] = setting(1000, "Samples of each, of all classes in turns.")
+    sampling_steps: Count = setting(16, "Sampling steps of the transformers; ours takes one per level at least.")
+    flow_steps: Count = setting(50, "Sampling steps of the U-Net.")
+    guidance: Annotated[float, Range(0, 1000)] = setting(3.0, "Classifier-free guidance scale; 1 turns it off.")
+    guidance_schedule: Literal["constant", "linear", "cosine"] = setting(
+        "linear", "Guidance from the first step on (constant), or growing from 1."
+    )
+    limit: Annotated[int, Range(2)] | None = setting(
+        None, "Compare with at most this many images of the reference, drawn by the seed."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % self.heads:
+            raise CodaError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if not self.peers or len(set(self.peers)) < len(self.peers):
+            raise CodaError("peers: expected at least one of them, and each once")
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def train_maskgit(
     samples, held_out = validation_of(cache, validation, settings)
     directory = open_run_directory(accelerator, out, "generator", record, run.overwrite)
     if not directory.complete:
-        _train(_new_transformer(cache, settings), cache, samples, held_out, directory, settings, run, accelerator)
+        _train(new_transformer(cache, settings), cache, samples, held_out, directory, settings, run, accelerator)
     return directory.path
 
 
@@ -197,8 +197,8 @@ def _accumulate(
     return loss, level_losses
 
 
-def _new_transformer(cache: CodeCache, settings: MaskGitSettings) -> MaskGitTransformer:
-    """A transformer for the cache's codes, its weights drawn from the seed."""
+def new_transformer(cache: CodeCache, settings: MaskGitSettings) -> MaskGitTransformer:
+    """A transformer for the codes of a cache, its weights drawn from the seed, its value table that of the cache."""
     seen = sorted(set(cache.labels.tolist()) - {-1})
     with torch.random.fork_rng():
         torch.manual_seed(derived_seed("weights", settings.seed))

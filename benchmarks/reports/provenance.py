@@ -22,6 +22,7 @@ _PACKAGES = (
     "torch",
     "triton",
     "vector-quantize-pytorch",
+    "muse-maskgit-pytorch",
     "torchvision",
     "diffusers",
     "peft",

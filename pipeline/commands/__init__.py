@@ -33,6 +33,7 @@ COMMANDS = {
     "benchmark gfid": "benchmark_gfid:gfid",
     "benchmark judge": "benchmark_judge:judge",
     "benchmark ablation": "benchmark_ablation:ablation",
+    "benchmark peers": "benchmark_peers:peers",
     "benchmark speed": "benchmark_speed:speed",
     "benchmark speed-tokenize": "benchmark_speed_tokenize:speed_tokenize",
     "benchmark speed-sample": "benchmark_speed_sample:speed_sample",

@@ -11,6 +11,7 @@ from PIL import Image
 
 from coda.benchmarks import Features, FigureNames
 from coda.tokenizer import CodeLayout
+from coda.tokenizer.code_cache import FORMAT_VERSION, CacheWriter, ShardRows
 
 
 class ColorExtractor:
@@ -67,3 +68,44 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cut = np.ascontiguousarray(image[top : top + 64, left : left + 64])
             Image.fromarray(cut).resize((32, 32)).save(folder / name / f"{i}.png")
     return folder
+
+
+class LevelTokenizer:
+    """Decodes codes of three levels to 16×16 images: the sum of their grays."""
+
+    layout = CodeLayout([1, 2, 4], 8)
+    size = (16, 16)
+    fingerprint = "1" * 64
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        grays = [(level[:, None].float() - 3.5) / (6 * 2**i) for i, level in enumerate(self.layout.split(codes))]
+        enlarged = [torch.nn.functional.interpolate(gray, size=self.size) for gray in grays]
+        return torch.stack(enlarged).sum(0).clamp(-1, 1).expand(-1, 3, -1, -1)
+
+
+@pytest.fixture(scope="session")
+def level_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Codes of `LevelTokenizer`: 96 images of the dataset's three classes, each near its class's typical codes."""
+    generator, layout = torch.Generator().manual_seed(4), LevelTokenizer.layout
+    labels = torch.arange(96) % 3
+    codes = torch.randint(0, 8, (3, layout.num_tokens), generator=generator)[labels]
+    noise = torch.randint(0, 8, codes.shape, generator=generator)
+    codes = torch.where(torch.rand(codes.shape, generator=generator) < 0.1, noise, codes)
+    head = {
+        "format": "coda code cache",
+        "format_version": FORMAT_VERSION,
+        "layout": layout.to_json(),
+        "tokenizer_fingerprint": LevelTokenizer.fingerprint,
+        "variants": ["original"],
+        "source": {"items": 96},
+        "num_classes": 3,
+        "class_names": ["n02123045", "n07920052", "n10565667"],
+        "shard_size": 96,
+        "part": None,
+    }
+    path = tmp_path_factory.mktemp("cache") / "cache"
+    writer = CacheWriter(path, head, torch.randn(8, 3, generator=generator))
+    writer.append(ShardRows(codes[:, None], labels, torch.arange(96), [str(i) for i in range(96)]), [], 96)
+    writer.finish()
+    writer.close()
+    return path

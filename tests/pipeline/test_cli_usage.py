@@ -38,7 +38,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         (["--seed", "sample"], "coda: --seed comes before the command"),
         (
             ["benchmark"],
-            "coda: benchmark needs a second word; choose from rfid, gfid, judge, ablation, speed, speed-tokenize",
+            "coda: benchmark needs a second word; choose from rfid, gfid, judge, ablation, peers, speed",
         ),
         (["benchmark", "rfd"], 'coda: no "benchmark rfd"; did you mean rfid?'),
         (["edit", "photo.jpg"], 'coda: no "edit photo.jpg"'),
