@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from coda.generator.blocks import Attention, LevelAttentionProcessor
+from coda.generator.blocks import Attention, Block, LevelAttentionProcessor
 from coda.generator.masking import TrainingDraw
 from coda.generator.objective import MaskedCodeObjective, chunked_cross_entropy
 from coda.generator.train_maskgit import new_transformer
@@ -64,6 +64,7 @@ class FlattenedPeer(FlatPeer):
         super().__init__(setup)
         self.transformer = new_transformer(setup.cache, setup.generator_settings)
         for block in self.transformer.blocks:
+            assert isinstance(block, Block)
             block.attention.processor = SequenceAttentionProcessor()
 
     def features(self, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import torch
+from PIL import ImageFile
 from torch import nn
 
 from coda.tokenizer.foundation.errors import CodaError
@@ -61,8 +63,13 @@ class MusePeer(FlatPeer):
 
 def muse_problem() -> str | None:
     """Why muse-maskgit-pytorch cannot be used, in one line; None if it can."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
-        import muse_maskgit_pytorch  # noqa: F401
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own annotations
+            import muse_maskgit_pytorch  # noqa: F401
     except Exception as error:  # its imports may also fail on versions of its own requirements
         return f"muse-maskgit-pytorch does not load: pip install 'coda[peers]' ({error})"
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before  # it lets broken images pass, for the whole process
     return None

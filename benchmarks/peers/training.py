@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,13 @@ _CHECKPOINT_SECONDS = 120.0  # of training
 _ENDLESS = 1 << 40  # steps
 _PARTS = 10_000  # of the training, for the learning rate
 _WARMUP_PARTS = _PARTS // 20
+
+_CODE_PEERS: dict[str, Callable[[PeerSetup], Peer]] = {
+    "ours": LevelPeer,
+    "flattened": FlattenedPeer,
+    "amused": AmusedPeer,
+    "muse": MusePeer,
+}
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -102,7 +109,7 @@ def make_peer(name: str, setup: PeerSetup) -> Peer:
         torch.manual_seed(derived_seed("peer", setup.settings.seed))
         if name == "unet":
             return FlowUNetPeer(setup, LevelPeer(setup).num_parameters)
-        return {"ours": LevelPeer, "flattened": FlattenedPeer, "amused": AmusedPeer, "muse": MusePeer}[name](setup)
+        return _CODE_PEERS[name](setup)
 
 
 def code_batches(
@@ -127,14 +134,15 @@ def image_batches_of(
         images.source, images.size, settings.batch_size, settings.seed, start, _ENDLESS, "center", flip,
         workers=run.workers, strict=run.strict,
     ):  # fmt: skip
-        known = isinstance(images, KnownImages)
-        labels = images.class_indices(batch.labels.tolist()) if known else [-1] * len(batch)
+        labels = [-1] * len(batch)
+        if isinstance(images, KnownImages):
+            labels = images.class_indices(batch.labels.tolist())
         yield to_unit(batch.pixels.to(device)), torch.tensor(labels, device=device)
 
 
 def train_and_measure(
     peer: Peer,
-    batches: Any,
+    batches: Callable[[int], Batches],
     held_out: torch.Tensor,
     wanted: Wanted,
     directory: RunDirectory,
@@ -185,7 +193,9 @@ def read_figures(folder: Path) -> PeerFigures:
     return PeerFigures(**json.loads((folder / _FIGURES).read_text()))
 
 
-def _train(peer: Peer, batches: Any, directory: RunDirectory, accelerator: Accelerator) -> tuple[int, float]:
+def _train(
+    peer: Peer, batches: Callable[[int], Batches], directory: RunDirectory, accelerator: Accelerator
+) -> tuple[int, float]:
     """Train until the time is over or the steps are done: steps and seconds. Leaves the averaged weights."""
     settings, device = peer.setup.settings, accelerator.device
     optimizer = OptimizerWithEMA(
@@ -229,7 +239,8 @@ def _sample(peer: Peer, wanted: Wanted, accelerator: Accelerator) -> tuple[float
     """Fréchet distance of the samples, seconds per sample, and a picture of the first ones."""
     settings, device = peer.setup.settings, accelerator.device
     seeds = range(settings.seed, settings.seed + len(wanted.labels))
-    features, seconds, shown = FeatureSet(), 0.0, []
+    features, seconds = FeatureSet(), 0.0
+    shown: list[torch.Tensor] = []
     with progress(f"Sampling {peer.title}", total=len(seeds), unit="images") as bar:
         for start in range(0, len(seeds), settings.batch_size):
             part = slice(start, start + settings.batch_size)

@@ -79,6 +79,20 @@ def test_sweep_writes_the_winner_into_the_scheduler(saved: Path, capsys: pytest.
     assert "--write needs a directory with a scheduler" in capsys.readouterr().err
 
 
+def test_peers_are_trained_on_a_cache(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer, data = ["--tokenizer", str(saved / "tokenizer")], folders("d", "cats", "dogs")
+    assert main(["tokenize-dataset", *tokenizer, "--data", data, "--out", "cache"]) == 0
+    small = ["--width", "32", "--depth", "2", "--heads", "2", "--batch-size", "4", "--steps", "2", "--num-images", "4"]
+    words = ["benchmark", "peers", "--cache", "cache", *tokenizer, *small, "--peers", "ours,unet", "--out", "p"]
+    assert main([*words, "--reference", data]) == 0
+    assert "ours, level by level" in capsys.readouterr().out
+    assert [row[0] for row in report("p")["tables"][0]["rows"]] == [
+        "ours, level by level",
+        "UNet2DModel, flow matching on pixels",
+    ]
+    assert Path("p/samples-ours.png").exists() and Path("p/samples-unet.png").exists()
+
+
 def test_speed_of_each_part(saved: Path) -> None:
     tokenizer, fast = ["--tokenizer", str(saved / "tokenizer")], ["--repeats", "1", "--out"]
     data, model = folders("d", "a", "b"), str(saved / "pipeline")

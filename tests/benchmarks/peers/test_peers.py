@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
+from PIL import ImageFile
 
 from coda.benchmarks.peers.flow_unet import unet_config
+from coda.benchmarks.peers.muse import muse_problem
 from coda.benchmarks.peers.peer import FlatPeer, Peer, PeerSetup
 from coda.benchmarks.peers.training import make_peer
 from coda.benchmarks.settings import PEERS, PeersSettings
@@ -31,8 +33,8 @@ def trained(setup: PeerSetup) -> Any:
 
     def train(name: str) -> tuple[Peer, list[float]]:
         if name not in found:
-            if name == "muse":
-                pytest.importorskip("muse_maskgit_pytorch", reason="muse-maskgit-pytorch is not installed: coda[peers]")
+            if name == "muse" and (problem := muse_problem()) is not None:
+                pytest.skip(problem)
             peer = make_peer(name, setup).train()
             optimizer = torch.optim.AdamW(peer.parameters(), lr=3e-3)
             batch, labels = setup.cache.batch(range(16))
@@ -143,6 +145,12 @@ def test_the_unet_has_at_most_so_many_parameters(size: tuple[int, int], blocks: 
     assert len(config["block_out_channels"]) == blocks
     assert 200_000 < sum(p.numel() for p in model.parameters()) <= 600_000
     assert model(torch.zeros(1, 3, *size), 0.0, class_labels=torch.tensor([3])).sample.shape == (1, 3, *size)
+
+
+def test_muse_leaves_the_reading_of_images_as_it_is() -> None:
+    problem = muse_problem()
+    assert problem is None or "pip install 'coda[peers]'" in problem
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
