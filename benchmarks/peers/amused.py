@@ -75,12 +75,11 @@ class AmusedPeer(FlatPeer):
     @torch.no_grad()
     def sample(self, labels: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
         """Codes (B, T) int64. The scheduler draws for a batch at once, from a seed that the batch's seeds give."""
-        settings, cells = self.setup.settings, self.setup.layout.num_tokens
+        settings, steps = self.setup.settings, self.sampling_steps
         generator = torch.Generator(self.device).manual_seed(derived_seed("amused", *seeds))
         indices = self._indices(labels)
         both_indices = torch.cat([indices, torch.full_like(indices, self.none)])
-        codes = torch.full((len(indices), cells), self.mask, device=self.device)
-        steps = min(settings.sampling_steps, cells)
+        codes = torch.full((len(indices), self.setup.layout.num_tokens), self.mask, device=self.device)
         scheduler = AmusedScheduler(mask_token_id=self.mask)
         scheduler.set_timesteps(steps, _TEMPERATURE, self.device)
         for number, timestep in enumerate(scheduler.timesteps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,11 +30,11 @@ class FlowUNetPeer(Peer):
     uniform in [0, 1], and the loss is the mean squared error to image − noise. Classes are dropped as ours are.
     Sampling takes Euler steps of equal length, with guidance as the others.
 
-    It is as wide as it can be without more parameters than `parameters`.
+    It is as wide as brings it nearest to `parameters`.
 
     Args:
         setup: What all peers are made from.
-        parameters: How many parameters it may have.
+        parameters: How many parameters it should have.
     """
 
     title = "UNet2DModel, flow matching on pixels"
@@ -41,6 +42,7 @@ class FlowUNetPeer(Peer):
 
     def __init__(self, setup: PeerSetup, parameters: int) -> None:
         super().__init__(setup)
+        self.sampling_steps = setup.settings.flow_steps
         self.model = UNet2DModel(**unet_config(setup.size, setup.num_classes, parameters))
 
     def loss(self, batch: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
@@ -59,7 +61,7 @@ class FlowUNetPeer(Peer):
         settings, indices = self.setup.settings, self._indices(labels)
         without = torch.full_like(indices, self.none)
         noise = [torch.randn(3, *self.setup.size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        images, steps = torch.stack(noise).to(self.device), settings.flow_steps
+        images, steps = torch.stack(noise).to(self.device), self.sampling_steps
         for number in range(steps):
             t = torch.full((len(images),), number / steps, device=self.device)
             scale = guidance_scale_at((number + 0.5) / steps, settings.guidance, settings.guidance_schedule)
@@ -78,7 +80,7 @@ class FlowUNetPeer(Peer):
 
 
 def unet_config(size: tuple[int, int], num_classes: int, parameters: int) -> dict[str, Any]:
-    """Configuration of the widest `UNet2DModel` with at most so many parameters, or of the narrowest one.
+    """Configuration of the `UNet2DModel` whose number of parameters is nearest to `parameters`.
 
     Every block but the last halves the resolution, down to 8 pixels, as long as height and width are even.
     """
@@ -100,11 +102,11 @@ def unet_config(size: tuple[int, int], num_classes: int, parameters: int) -> dic
             "num_class_embeds": num_classes + 1,
         }
 
-    found = config(_CHANNEL_STEP)
-    for width in range(2 * _CHANNEL_STEP, _WIDEST + 1, _CHANNEL_STEP):
+    nearest, distance = config(_CHANNEL_STEP), math.inf
+    for width in range(_CHANNEL_STEP, _WIDEST + 1, _CHANNEL_STEP):
         with init_empty_weights():
             count = sum(p.numel() for p in UNet2DModel(**config(width)).parameters())
-        if count > parameters:
+        if abs(count - parameters) >= distance:
             break
-        found = config(width)
-    return found
+        nearest, distance = config(width), abs(count - parameters)
+    return nearest

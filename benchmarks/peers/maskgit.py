@@ -48,7 +48,8 @@ class LevelPeer(CodePeer):
         model = self.objective.transformer
         predict = model.predictor([None if label < 0 else label for label in labels])
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return self.setup.scheduler(self.mask_layout).sample(predict, self.mask_layout, model.value_table, generators)
+        scheduler = self.setup.scheduler(self.sampling_steps)
+        return scheduler.sample(predict, self.mask_layout, model.value_table, generators)
 
 
 class FlattenedPeer(FlatPeer):

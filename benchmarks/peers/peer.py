@@ -73,10 +73,10 @@ class PeerSetup:
         """Width of a gated MLP as ours has it: 8/3 of the hidden size, a multiple of 8."""
         return max(8, round(self.settings.width * 8 / 3 / 8) * 8)
 
-    def scheduler(self, layout: CodeLayout) -> MaskGitScheduler:
-        """Our sampler for codes of this layout, as `train_maskgit` saves it but for steps and guidance."""
+    def scheduler(self, steps: int) -> MaskGitScheduler:
+        """Our sampler with so many steps, as `train_maskgit` saves it but for steps and guidance."""
         return MaskGitScheduler(
-            num_inference_steps=max(self.settings.sampling_steps, layout.num_levels),
+            num_inference_steps=steps,
             mask_schedule=self.generator_settings.mask_law,
             step_share="equal",
             guidance_scale=self.settings.guidance,
@@ -90,10 +90,12 @@ class Peer(nn.Module, ABC):
     Attributes:
         title: Its name in the table.
         learns: What a batch holds: codes (B, T) int64, or images (B, 3, H, W) in [-1, 1]. It samples the same.
+        sampling_steps: Steps that a sample takes.
     """
 
     title: ClassVar[str]
     learns: ClassVar[Literal["codes", "images"]]
+    sampling_steps: int
 
     def __init__(self, setup: PeerSetup) -> None:
         super().__init__()
@@ -152,6 +154,9 @@ class CodePeer(Peer):
     def __init__(self, setup: PeerSetup, mask_layout: CodeLayout) -> None:
         super().__init__(setup)
         self.mask_layout = mask_layout
+        # Every level takes a step, and every step fills a cell.
+        steps = max(setup.settings.sampling_steps, mask_layout.num_levels)
+        self.sampling_steps = min(steps, mask_layout.num_tokens)
 
     def loss(self, batch: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
         """Loss of codes (B, T) at cells that are masked by the same law for all peers."""
@@ -261,4 +266,5 @@ class FlatPeer(CodePeer):
         no_values = torch.zeros(self.mask_layout.codebook_size, 1, device=self.device)  # there is no prefix latent
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         predict = self.predictor(self._indices(labels))
-        return self.setup.scheduler(self.mask_layout).sample(predict, self.mask_layout, no_values, generators)
+        scheduler = self.setup.scheduler(self.sampling_steps)
+        return scheduler.sample(predict, self.mask_layout, no_values, generators)

@@ -61,6 +61,7 @@ class PeerFigures:
         steps: Optimizer steps.
         images_seen: Images of all steps.
         training_seconds: Of all steps, without loading data, checkpoints and measurements.
+        sampling_steps: Steps that a sample takes.
         sampling_seconds: Per image, from classes to pixels: codes are decoded, too.
         distance: Fréchet distance of its samples to the reference.
         loss: Training loss, mean of the last few logged steps. Each peer has its own.
@@ -72,6 +73,7 @@ class PeerFigures:
     steps: int
     images_seen: int
     training_seconds: float
+    sampling_steps: int
     sampling_seconds: float
     distance: float
     loss: float
@@ -103,7 +105,7 @@ class Wanted:
 
 
 def make_peer(name: str, setup: PeerSetup) -> Peer:
-    """A peer of `PEERS` with weights that the seed draws; the U-Net gets as many parameters as ours, at most."""
+    """A peer of `PEERS` with weights that the seed draws; the U-Net gets about as many as ours."""
     assert name in PEERS
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("peer", setup.settings.seed))
@@ -175,6 +177,7 @@ def train_and_measure(
         steps=steps,
         images_seen=steps * settings.batch_size,
         training_seconds=seconds,
+        sampling_steps=peer.sampling_steps,
         sampling_seconds=each,
         distance=distance,
         loss=sum(last) / len(last),
