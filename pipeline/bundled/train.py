@@ -146,7 +146,7 @@ def pack(generator: str | Path, tokenizer: Path, out: Path, sampling: Mapping[st
     pipeline.scheduler = MaskGitScheduler.from_config(pipeline.scheduler.config, **sampling)
     described = pipeline.tokenizer.describe()  # in float32
     for module in (pipeline.vae, pipeline.quantizer, pipeline.transformer):
-        module.half()
+        module.half().register_to_config(_name_or_path="bundled")  # diffusers notes the path it came from
     partial = out.with_name(f".{out.name}.partial")
     remove(partial)
     pipeline.save_pretrained(partial)
