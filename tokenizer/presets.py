@@ -14,8 +14,8 @@ rFID is that of reconstructions of ImageNet's 50,000 validation images at 256 pi
 tiny-64 is the bundled model's, for images of 64 pixels. Right class: what a classifier says of reconstructions of 253
 validation images of ten classes (94.1 % for the images themselves).
 
-The paper's two are ten epochs of ImageNet in the paper's 50,000 steps, with the losses, optimizer and discriminator of the
-published configuration files (β 0.05 and τ 0.01 are the quantizer's defaults). Those files take 288 and 512 images
+The paper's two are ten epochs of ImageNet in the paper's 50,000 steps, with the losses, optimizer and discriminator of
+the published configuration files (β 0.05 and τ 0.01 are the quantizer's defaults). Those files take 288 and 512 images
 per step, which makes 44,480 and 25,020 steps, and 16,384 codes at f 16 (rFID 1.43): `--batch-size`, `--steps`
 and `--codebook-size` give these.
 
