@@ -99,7 +99,8 @@ def _bfloat16(device: torch.device) -> str:
         return "the default of trainings" if native else "emulated by this GPU: slower than float32"
     if device.type == "mps":
         return "not tried on MPS"
-    if getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if capabilities.get("amx_bf16"):
         return "trainings are several times faster with it on this CPU, which has AMX (the default is float32)"
     return "emulated by this CPU: much slower than float32"
 
