@@ -195,7 +195,8 @@ class MaskGitTransformer(StrictModel, AttentionMixin):  # type: ignore[misc]  # 
         hidden = hidden + self.prefix_projection(torch.cat(downsampled, dim=1).to(dtype))
         hidden = hidden + (self.position_projection(positions.to(dtype)) + level_embedding[level_of_cell])
         condition = F.silu(self.class_embedding(class_labels)[:, None] + level_embedding)  # (B, V, D)
-        one_hot = F.one_hot(level_of_cell, len(levels)).to(hidden.dtype)  # (N, V)
+        numbers = torch.arange(len(levels), device=codes.device)
+        one_hot = (level_of_cell[:, None] == numbers).to(hidden.dtype)  # (N, V); F.one_hot would wait for the device
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden = self._gradient_checkpointing_func(block, hidden, condition, cells, one_hot)

@@ -48,7 +48,8 @@ def test_half_precision(device: torch.device, dtype: torch.dtype) -> None:
     half = tokenizer.to(dtype)
     codes = half.encode(images.to(dtype))
     decoded = half.decode(codes).float()
-    assert (codes == exact).float().mean() > (0.8 if dtype == torch.bfloat16 else 0.95)
+    # CPUs that compute in float16 themselves round more often than those that widen to float32.
+    assert (codes == exact).float().mean() > (0.8 if dtype == torch.bfloat16 else 0.9)
     assert abs(float(psnr(to_uint8(decoded), to_uint8(images)).mean() - expected)) < 0.1
 
 
