@@ -91,13 +91,7 @@ def compare_peers(
     require_torch_fidelity()
     accelerator = start_accelerator(run.device, run.dtype)
     network = load_extractor(settings.extractor, accelerator.device)
-    cache = cache if isinstance(cache, CodeCache) else CodeCache(cache)
-    if isinstance(tokenizer, (str, Path)):
-        tokenizer = CodaTokenizer.from_pretrained(tokenizer)
-    if tokenizer.fingerprint != cache.tokenizer_fingerprint:
-        raise CodaError(
-            f"{cache.path} holds codes of the tokenizer {cache.tokenizer_fingerprint}, not of {tokenizer.fingerprint}"
-        )
+    cache, tokenizer = _opened(cache, tokenizer)
     settings, warnings = _without_missing(settings)
     references = _known_images(reference, cache, tokenizer.size, settings, run, settings.limit)
     images = references if data is None else _known_images(data, cache, tokenizer.size, settings, run)
@@ -154,6 +148,22 @@ def compare_peers(
 
     directory.finish(write)
     return report
+
+
+def _opened(cache: str | Path | CodeCache, tokenizer: Any) -> tuple[CodeCache, Any]:
+    """The cache and its tokenizer, loaded.
+
+    Raises:
+        CodaError: If the tokenizer is not that of the cache.
+    """
+    cache = cache if isinstance(cache, CodeCache) else CodeCache(cache)
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = CodaTokenizer.from_pretrained(tokenizer)
+    if tokenizer.fingerprint != cache.tokenizer_fingerprint:
+        raise CodaError(
+            f"{cache.path} holds codes of the tokenizer {cache.tokenizer_fingerprint}, not of {tokenizer.fingerprint}"
+        )
+    return cache, tokenizer
 
 
 def _without_missing(settings: PeersSettings) -> tuple[PeersSettings, list[str]]:

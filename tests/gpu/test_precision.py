@@ -48,8 +48,10 @@ def test_half_precision(device: torch.device, dtype: torch.dtype) -> None:
     half = tokenizer.to(dtype)
     codes = half.encode(images.to(dtype))
     decoded = half.decode(codes).float()
-    # CPUs that compute in float16 themselves round more often than those that widen to float32.
-    assert (codes == exact).float().mean() > (0.8 if dtype == torch.bfloat16 else 0.9)
+    # A CPU that computes in float16 itself also rounds its sums; others, as GPUs do, add in float32.
+    native = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_fp16", False)
+    least = 0.8 if dtype == torch.bfloat16 else 0.9 if native else 0.95
+    assert (codes == exact).float().mean() > least
     assert abs(float(psnr(to_uint8(decoded), to_uint8(images)).mean() - expected)) < 0.1
 
 
