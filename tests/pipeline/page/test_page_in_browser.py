@@ -147,9 +147,26 @@ def test_one_looks_inside(browser):
     assert not person.complaints()
 
 
+@pytest.mark.parametrize("kind", ["continue beyond the borders", "vary"])
+def test_an_image_is_edited_as_a_whole(browser, photo, kind):
+    browser.refresh()  # without what an earlier test left in the tab
+    person = Person(browser, "Edit")
+    person.upload(photo)
+    person.wait_for("Brush over what is to change, then")
+    person.click(lambda: next(e for e in person.shown("label") if e.text.strip() == kind))
+    person.wait_for("Size of the photo" if kind.startswith("continue") else "Levels kept")
+    person.press_button()
+    person.wait_for("codes were sampled again")
+    original, first, second = (np.asarray(image.convert("RGB"), int) for image in person.images(3))
+    assert original.shape == first.shape == second.shape == (16, 16, 3)
+    assert np.abs(first - second).max() > 0  # two seeds
+    assert not person.complaints()
+
+
 def test_a_brushed_region_is_filled(browser, photo):  # the last: its canvas keeps a processor busy
     from selenium.webdriver import ActionChains
 
+    browser.refresh()
     person = Person(browser, "Edit")
     person.upload(photo)
     person.wait_for("Brush over what is to change, then")
