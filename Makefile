@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Without CUDA: the CPU build that everything here was tested with.
 TORCH  ?= torch==2.13.0
 EXTRAS := dev
-CLASS  ?=
+CLASS  ?= all
 DATA   ?=
 OUT    ?= runs/demo
 # A folder of wheels to install from, where there is no network.
@@ -16,7 +16,7 @@ PIP    := $(BIN)/python -m pip install --quiet $(if $(WHEELS),--no-index --find-
 .PHONY: help setup sample demo docs test test-slow gpu check release-check clean
 
 help:
-	@echo "make sample [CLASS=207]   images of the bundled model, and a grid of them: runs/bundled-samples/grid.png"
+	@echo "make sample [CLASS=207]   four images of each class of the bundled model: runs/bundled-samples/grid.png"
 	@echo "make demo [DATA=folder]   the whole chain at small scale, ending with an image grid in $(OUT)"
 	@echo "make test                 format, lint, types and tests"
 	@echo "make docs                 the documentation, as pages in build/site"
@@ -35,7 +35,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 sample: $(READY)
-	$(BIN)/coda sample --num 16 --out runs/bundled-samples --overwrite $(if $(CLASS),--class "$(CLASS)")
+	$(BIN)/coda sample --class "$(CLASS)" --out runs/bundled-samples --overwrite
 
 demo: $(READY)
 	$(BIN)/python -m coda.pipeline.demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")

@@ -113,18 +113,25 @@ class ClassTable:
     def find_all(self, words: int | str | Iterable[int | str]) -> list[int]:
         """`find` for one word or several, in their order; a text may name several classes with commas between.
 
-        A name with commas in it is one class: "tench, Tinca tinca" is index 0.
+        A name with commas in it is one class: "tench, Tinca tinca" is index 0. "all" is every class that the model has
+        seen, unless one of them has that name.
         """
         several = words.tolist() if hasattr(words, "tolist") else words  # an array or a tensor
-        found = []
+        found: list[int] = []
         for word in [several] if isinstance(several, str) or not isinstance(several, Iterable) else several:
             parts: Sequence[Any] = word.split(",") if isinstance(word, str) else [word]
             while parts:
                 names = (n for n in range(len(parts), 1, -1) if _plain(",".join(parts[:n])) in self._of_word)
                 taken = next(names, 1)  # the longest text that is a name
-                found.append(self.find(",".join(parts[:taken]) if taken > 1 else parts[0]))
+                if taken == 1 and self._means_all(parts[0]):
+                    found += self.seen
+                else:
+                    found.append(self.find(",".join(parts[:taken]) if taken > 1 else parts[0]))
                 parts = parts[taken:]
         return found
+
+    def _means_all(self, word: int | str) -> bool:
+        return isinstance(word, str) and _plain(word) == "all" and "all" not in self._of_word
 
     def nearest(self, word: str, count: int = 3) -> list[ImageClass]:
         """Classes the model has seen whose names are most like `word`: those that contain it first."""

@@ -27,6 +27,7 @@ from coda.tokenizer import CodaError, CodaTokenizer, ContinuousVAE, ResidualQuan
 from coda.tokenizer.foundation.bounds import check_integer
 from coda.tokenizer.foundation.hub import HUB_OPTIONS, UPLOAD_OPTIONS, fetch, local_path, upload
 from coda.tokenizer.images import to_pil
+from coda.tokenizer.images.grid import labelled_grid
 
 from .classes import ClassTable
 from .loading import check_index, one_line_errors, pipeline_folder, stored_as_float32
@@ -56,9 +57,21 @@ class CodaPipelineOutput(BaseOutput):
     Attributes:
         images: By `output_type`: N PIL images; an array (N, H, W, 3) or a tensor (N, 3, H, W) in [0, 1]; latents
             (N, C, h, w); or codes (N, T) int64.
+        captions: Class and seed of each image, "goldfish, seed 0".
     """
 
     images: Images
+    captions: list[str]
+
+    def grid(self, columns: int | None = None) -> PIL.Image.Image:
+        """All images in one, with their captions; by default about as many columns as rows.
+
+        Raises:
+            CodaError: If the images are not of output type "pil".
+        """
+        if not isinstance(self.images, list):
+            raise CodaError('a grid is made of PIL images: sample with output_type="pil"')
+        return labelled_grid(self.images, self.captions, columns)
 
 
 class CodaPipeline(DiffusionPipeline):
@@ -137,8 +150,8 @@ class CodaPipeline(DiffusionPipeline):
         Neither `batch_size` nor the order of the classes changes an image.
 
         Args:
-            class_labels: Classes, each an index (207), a WordNet id ("n02099601") or a name ("golden retriever"); None
-                for no class, which is sampled without guidance.
+            class_labels: Classes, each an index (207), a WordNet id ("n02099601") or a name ("golden retriever"); "all"
+                for all that the model knows; None for no class, which is sampled without guidance.
             num_images_per_class: Images of each class.
             guidance_scale: Classifier-free guidance as in diffusers, 1 is none; the scheduler's by default.
             num_inference_steps: One number for all levels together, or one per level; the scheduler's by default.
@@ -168,9 +181,11 @@ class CodaPipeline(DiffusionPipeline):
         for word in words:
             for index in [None] if word is None else classes.find_all(word):
                 labels += [index] * num_images_per_class
+        generators = generators_per_image(generator, labels)
+        captions = [_caption(classes, label, one.initial_seed()) for label, one in zip(labels, generators, strict=True)]
         codes = self.sample_codes(
             labels,
-            generators_per_image(generator, labels),
+            generators,
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
             batch_size=batch_size,
@@ -179,7 +194,7 @@ class CodaPipeline(DiffusionPipeline):
         )
         images = self._postprocess(codes, output_type)
         self.maybe_free_model_hooks()
-        return CodaPipelineOutput(images=images) if return_dict else (images,)
+        return CodaPipelineOutput(images, captions) if return_dict else (images,)
 
     @torch.no_grad()
     def sample_codes(
@@ -396,3 +411,8 @@ class CodaPipeline(DiffusionPipeline):
         """Upload to the hub, with this pipeline's model card; arguments as in `save_pretrained`."""
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, variant=variant, **kwargs)
+
+
+def _caption(classes: ClassTable, label: int | None, seed: int) -> str:
+    """How an image was made: class and seed."""
+    return f"seed {seed}" if label is None else f"{classes[label].name}, seed {seed}"

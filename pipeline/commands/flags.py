@@ -35,7 +35,10 @@ TokenizerSize = Annotated[
 Classes = Annotated[
     tuple[str, ...],
     Unsplit,
-    Help('Index (207), WordNet id (n02099601) or name ("golden retriever"); several with commas, or repeat the flag.'),
+    Help(
+        'Index (207), WordNet id (n02099601) or name ("golden retriever"); several with commas, or repeat the flag; '
+        '"all" for all that the model knows.'
+    ),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from pathlib import Path
@@ -38,10 +39,9 @@ def sample(
 
     Examples:
         coda sample --class 207
+        coda sample --class all --num 2
         coda sample --model runs/generator --class "golden retriever,tabby" --class n02783161 --num 8 --seed 1
     """
-    from coda.tokenizer.images.grid import labelled_grid
-
     from ..seeds import image_seeds
 
     with new_directory(out, overwrite, mark="samples.json") as folder:
@@ -50,12 +50,10 @@ def sample(
         labels = [label for label in chosen for _ in range(num)] or _drawn(pipeline.classes, sampling.seed, num)
         seeds = image_seeds(sampling.seed, labels if chosen else [None] * num)
         output: Any = pipeline(labels, generator=seeds, batch_size=batch_size)
-        images = output.images
         names = [_name(pipeline.classes, label, seed) for label, seed in zip(labels, seeds, strict=True)]
-        for name, image in zip(names, images, strict=True):
+        for name, image in zip(names, output.images, strict=True):
             image.save(folder / f"{name}.png")
-        captions = [_caption(pipeline.classes, label, seed) for label, seed in zip(labels, seeds, strict=True)]
-        labelled_grid(images, captions, columns=num if len(chosen) > 1 else None).save(folder / "grid.png")
+        output.grid(_columns(len(chosen), num)).save(folder / "grid.png")
         made = [{"file": f"{n}.png", "class": c, "seed": s} for n, c, s in zip(names, labels, seeds, strict=True)]
         record = sampling_record(pipeline, source.model)
         write_json(folder / "samples.json", {**record, "images": made})
@@ -77,6 +75,8 @@ def _name(classes: ClassTable, label: int | None, seed: int) -> str:
     return "-".join(part for part in (str(label), words if words != str(label) else "", f"seed{seed}") if part)
 
 
-def _caption(classes: ClassTable, label: int | None, seed: int) -> str:
-    """What stands above an image in the grid: class name, seed."""
-    return f"seed {seed}" if label is None else f"{classes[label].name}, seed {seed}"
+def _columns(classes: int, num: int) -> int | None:
+    """Columns of a grid that is about as wide as high, in which each class's images stay together in a row."""
+    if classes < 2:
+        return None
+    return num * max(1, round(math.sqrt(classes / num)))

@@ -83,6 +83,12 @@ def test_class_names_of_the_data():
         table.find("cat")
 
 
+def test_all_is_every_class_that_was_seen_or_the_class_of_that_name():
+    assert find_classes("all", seen=[7, 1]) == [1, 7]
+    assert find_classes(["0", "All"], seen=[0, 3]) == [0, 0, 3]
+    assert ClassTable.of_model(3, ["none", "all", "some"]).find_all("all,0") == [1, 0]
+
+
 def test_a_number_is_an_index_and_another_class_of_that_name_is_reported(capsys):
     table = ClassTable.of_model(4, ["0", "1", "10", "2"])  # folders in the order of their names
     assert table.find_all([2, "0", "1"]) == [2, 0, 1] and capsys.readouterr().err == ""

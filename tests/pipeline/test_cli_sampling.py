@@ -47,6 +47,14 @@ def test_images_are_named_by_class_and_seed(saved: Path, capsys: pytest.CaptureF
     assert Image.open("s/0-cats-seed3.png").size == (16, 16)
 
 
+def test_all_classes_fill_a_grid_about_as_wide_as_high(saved: Path) -> None:
+    assert sample(saved, "--class", "all", "--num", "1", "--out", "s") == 0
+    images = {f"{name}-seed0.png" for name in ("0-cats", "1-dogs", "2-golden-fish")}
+    assert names(Path("s")) == images | {"grid.png", "samples.json"}
+    width, height = Image.open("s/grid.png").size
+    assert 2 * 128 < width < 3 * 128 and 2 * 128 < height < 3 * 160
+
+
 def test_an_image_depends_on_its_class_and_seed_alone(saved: Path, pipeline: CodaPipeline) -> None:
     many = ["--class", "2", "--class", "0", "--num", "3", "--seed", "5", "--batch-size", "4", "--out", "many"]
     assert sample(saved, *many) == 0

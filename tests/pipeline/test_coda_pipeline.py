@@ -109,6 +109,16 @@ def test_every_output_type_is_the_same_image(pipeline):
     assert torch.equal(as_tuple, made["codes"])
 
 
+def test_a_grid_shows_every_image_with_its_class_and_seed(pipeline):
+    made = pipeline(["cats", 2], num_images_per_class=3, generator=7)
+    assert made.captions == [f"{name}, seed {seed}" for name in ("cats", "golden fish") for seed in (7, 8, 9)]
+    wide, high = made.grid(), made.grid(columns=1)
+    assert wide.width > 3 * 128 and wide.height > 2 * 128 and high.width < 2 * 128 and high.height > 6 * 128
+    assert pipeline(None, generator=[4]).captions == ["seed 4"]
+    with pytest.raises(CodaError, match="output_type"):
+        pipeline(0, generator=0, output_type="pt").grid()
+
+
 def test_the_callback_sees_every_step_and_can_replace_codes(pipeline):
     seen = []
 

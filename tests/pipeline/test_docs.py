@@ -98,6 +98,18 @@ def test_python_of_a_page_runs_from_top_to_bottom(
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_the_readmes_first_lines_make_its_image(
+    model: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (_, first), *others = blocks(ROOT / "README.md", "python")
+    run_python(first, {}, model, saved)
+    grid, shown = Image.open("samples.png"), Image.open(ROOT / "docs" / "sample.png")
+    assert model == "tiny" or grid.size == shown.size
+    assert all("needs" in mark for mark, _ in others)
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_the_notebook_runs_from_top_to_bottom(model: str, saved: Path) -> None:
     cells = json.loads((ROOT / "docs" / "coda.ipynb").read_text())["cells"]
     names: dict[str, Any] = {}
