@@ -74,9 +74,10 @@ def work(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_python(code: str, names: dict[str, Any], model: str, saved: Path) -> None:
-    """Run code that names the bundled model and one of its classes; "tiny" puts the fixture's in their place."""
+    """Run code that names the bundled model and its classes; "tiny" puts the fixture's in their place."""
     if model == "tiny":
-        code = code.replace('"bundled"', repr(str(saved / "pipeline"))).replace('"golden retriever"', '"dogs"')
+        code = code.replace('"bundled"', repr(str(saved / "pipeline")))
+        code = re.sub('"golden retriever"|"school bus"', '"dogs"', code)
     exec(compile(code, "<docs>", "exec"), names)
 
 
