@@ -7,7 +7,7 @@ transformer, and as a yardstick a small flow-matching U-Net on the pixels themse
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from .peers.muse import muse_problem
 from .peers.peer import PeerSetup
 from .peers.training import (
     SAMPLES,
+    Batches,
     PeerFigures,
     Wanted,
     code_batches,
@@ -113,7 +114,7 @@ def compare_peers(
     wanted, origin, best = _wanted(cache, tokenizer, references, network, settings, accelerator.device)
     trained, held_out = split_samples(cache, setup.generator_settings)
 
-    def batches_for(learns: str) -> Any:
+    def batches_for(learns: str) -> Callable[[int], Batches]:
         if learns == "codes":
             return lambda start: code_batches(cache, trained, settings, start, accelerator.device)
         flip = "mirrored" in cache.manifest["variants"]
@@ -121,15 +122,14 @@ def compare_peers(
 
     found: dict[str, PeerFigures] = {}
     for number, name in enumerate(settings.peers, 1):
-        folder = directory.path / "models" / name
-        own = RunDirectory(folder, "peer benchmark", {**record, "peer": name})
+        own = RunDirectory(directory.path / "models" / name, "peer benchmark", {**record, "peer": name})
         if not own.complete:
             log_info(f"Peer {number} of {len(settings.peers)}: {name}")
             peer = make_peer(name, setup)
             train_and_measure(peer, batches_for(peer.learns), held_out, wanted, own, accelerator)
             del peer
             gc.collect()
-        found[name] = read_figures(folder)
+        found[name] = read_figures(own.path)
 
     if data is None and "unet" in found:
         warnings.append("The U-Net learned the images of the reference themselves.")
