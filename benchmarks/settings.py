@@ -104,6 +104,9 @@ class AblationSettings(ReconstructionSettings):
     batch_size: Count = setting(8, "Images per batch.")
     lr: Positive = setting(5e-4, "Peak learning rate.")
     perceptual_weight: Weight = setting(0.1, "Weight of the perceptual loss.")
+    perceptual_size: Count | None = setting(
+        None, "Enlarge smaller images to this size in pixels for the perceptual loss, whose network learned at 224."
+    )
     lora_rank: Count = setting(32, "LoRA rank of the last rung.")
     kmeans_images: Count | None = setting(
         None, "Images for the k-means initialization; by default enough for 128 vectors per code."

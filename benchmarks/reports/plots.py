@@ -11,6 +11,7 @@ from typing import Literal
 from coda.tokenizer.foundation.atomic_io import write_bytes
 
 _COLORS = ("#4878a8", "#d0743c", "#5a9a5a", "#a05a96", "#8a6d4b", "#777777", "#c44e52", "#64b5cd", "#b5a642", "#e377c2")
+_MARKERS = "os^DvPX*<>"  # as many as colors, so that lines can be told in black and white
 _MOST_INSIDE = 6  # lines whose legend is inside the plot
 _DASHES = ("-", "--", ":", "-.")
 
@@ -26,7 +27,7 @@ class Plot:
         y_label: Title and unit of the axis of `values`.
         labels: One per value.
         values: The values, or several lines of them by name; None leaves a gap. Lines whose names agree up to the
-            first comma share a color.
+            first comma share color and marker.
         kind: "bars" or "line".
         log: Whether the axis of the values is logarithmic.
         positions: Where the labels stand on the x axis, for a numeric axis; a line then passes over its gaps.
@@ -61,12 +62,12 @@ def draw(plots: Sequence[Plot], folder: Path) -> list[str]:
         figure = Figure(figsize=(9, 4.5) if many else (6, 3.5), layout="constrained")
         axes = FigureCanvasAgg(figure).figure.add_subplot()
         places = range(len(plot.labels)) if plot.positions is None else plot.positions
-        families: dict[str, int] = {}  # lines drawn so far, by what they share a color by
+        families: dict[str, int] = {}  # lines drawn so far, by what they share a color for
         for name, line in lines.items():
             family = name.partition(",")[0]
             number = families.setdefault(family, 0)
-            color = _COLORS[list(families).index(family) % len(_COLORS)]
-            style = _DASHES[(number + list(families).index(family) // len(_COLORS)) % len(_DASHES)]
+            turns, place = divmod(list(families).index(family), len(_COLORS))
+            color, marker, style = _COLORS[place], _MARKERS[place], _DASHES[(number + turns) % len(_DASHES)]
             families[family] += 1
             points = [(x, float("nan") if y is None else y) for x, y in zip(places, line, strict=True)]
             if plot.positions is not None:
@@ -74,7 +75,7 @@ def draw(plots: Sequence[Plot], folder: Path) -> list[str]:
             if plot.kind == "bars":
                 axes.bar(*zip(*points, strict=True), color=color)
             elif points:
-                axes.plot(*zip(*points, strict=True), marker="o", color=color, linestyle=style, label=name or None)
+                axes.plot(*zip(*points, strict=True), marker=marker, color=color, linestyle=style, label=name or None)
         if plot.reference is not None:
             axes.axhline(plot.reference[1], color="black", linewidth=1, linestyle="-.", label=plot.reference[0])
         if plot.log:
