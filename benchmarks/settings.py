@@ -20,7 +20,7 @@ from coda.tokenizer.foundation.settings import (
     Weight,
     setting,
 )
-from coda.tokenizer.settings import ImageOptions
+from coda.tokenizer.settings import PERCEPTUAL_SIZE_HELP, PERCEPTUAL_WEIGHT_HELP, ImageOptions
 
 EXTRACTORS = ("auto", "inception", "efficientnet_lite0")
 
@@ -103,10 +103,8 @@ class AblationSettings(ReconstructionSettings):
     steps: Natural = setting(200, "Optimizer steps of each rung.")
     batch_size: Count = setting(8, "Images per batch.")
     lr: Positive = setting(5e-4, "Peak learning rate.")
-    perceptual_weight: Weight = setting(0.1, "Weight of the perceptual loss.")
-    perceptual_size: Count | None = setting(
-        None, "Enlarge smaller images to this size in pixels for the perceptual loss, whose network learned at 224."
-    )
+    perceptual_weight: Weight = setting(1.0, PERCEPTUAL_WEIGHT_HELP)
+    perceptual_size: Count = setting(128, PERCEPTUAL_SIZE_HELP)
     lora_rank: Count = setting(32, "LoRA rank of the last rung.")
     kmeans_images: Count | None = setting(
         None, "Images for the k-means initialization; by default enough for 128 vectors per code."

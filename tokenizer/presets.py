@@ -71,8 +71,6 @@ _TINY_64: dict[str, Any] = {
     "steps": 0,
     "batch_size": 16,
     "lr": 1e-3,
-    "perceptual_weight": 1.0,
-    "perceptual_size": 128,
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

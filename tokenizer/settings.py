@@ -39,6 +39,10 @@ class ImageOptions(Settings):
 
 
 Perceptual = Literal["efficientnet_lite0", "lpips"]
+PERCEPTUAL_WEIGHT_HELP = "Weight of the perceptual loss."
+PERCEPTUAL_SIZE_HELP = (
+    "Pixels to which smaller images are enlarged for the perceptual loss, whose network learned at 224."
+)
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,9 @@ class TrainingSettings(Settings):
 
     l1_weight: Weight = setting(1.0, "Weight of the mean absolute error.")
     l2_weight: Weight = setting(1.0, "Weight of the mean squared error.")
-    perceptual_weight: Weight = setting(0.1, "Weight of the perceptual loss.")
+    perceptual_weight: Weight = setting(0.1, PERCEPTUAL_WEIGHT_HELP)
     perceptual: Perceptual = setting("efficientnet_lite0", "Network of the perceptual loss; lpips needs coda[lpips].")
-    perceptual_size: Count | None = setting(
-        None, "Enlarge smaller images to this size in pixels for the perceptual loss, whose network learned at 224."
-    )
+    perceptual_size: Count = setting(1, PERCEPTUAL_SIZE_HELP)
     ema_decay: Fraction = setting(0.995, "EMA decay. The averaged weights are saved.")
     validation_share: Fraction = setting(
         0.02, "Share of the images, at most about 64, that is not trained on but validated on; 0 for none."
@@ -88,6 +90,8 @@ class VaeSettings(TrainingSettings):
 class AdaptSettings(TrainingSettings):
     """Settings of `adapt` that change its result."""
 
+    perceptual_weight: Weight = setting(1.0, PERCEPTUAL_WEIGHT_HELP)
+    perceptual_size: Count = setting(128, PERCEPTUAL_SIZE_HELP)
     size: Size | None = setting(
         None, "Image size in pixels; by default the short side of the first image, at most 256."
     )

@@ -64,10 +64,10 @@ class ReconstructionLoss(nn.Module):
         return ReconstructionOutput(total, l1.detach(), l2.detach(), perceptual.detach())
 
 
-def enlarge(images: torch.Tensor, size: int | None) -> torch.Tensor:
-    """Images whose short side is at least `size` pixels; None leaves them as they are."""
+def enlarge(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Images whose short side is at least `size` pixels."""
     short = min(images.shape[-2:])
-    if size is None or short >= size:
+    if short >= size:
         return images
     height, width = (round(side * size / short) for side in images.shape[-2:])
     return F.interpolate(images, size=(height, width), mode="bicubic")
