@@ -48,9 +48,9 @@ def test_half_precision(device: torch.device, dtype: torch.dtype) -> None:
     half = tokenizer.to(dtype)
     codes = half.encode(images.to(dtype))
     decoded = half.decode(codes).float()
-    # A CPU that computes in float16 itself also rounds its sums; others, as GPUs do, add in float32.
-    native = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_fp16", False)
-    least = 0.8 if dtype == torch.bfloat16 else 0.9 if native else 0.95
+    # On a CPU the kernels that torch chooses for its instructions decide where sums are rounded to float16 (with AVX2
+    # alone, 94.4 % of the codes are the same); GPUs add in float32.
+    least = 0.8 if dtype == torch.bfloat16 else 0.9 if device.type == "cpu" else 0.95
     assert (codes == exact).float().mean() > least
     assert abs(float(psnr(to_uint8(decoded), to_uint8(images)).mean() - expected)) < 0.1
 
