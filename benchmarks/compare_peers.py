@@ -110,7 +110,7 @@ def compare_peers(
         return Report.load(out)
     if isinstance(tokenizer, torch.nn.Module):
         tokenizer = tokenizer.to(accelerator.device).eval()
-    setup = PeerSetup(cache, tokenizer.size, settings)
+    setup = PeerSetup.of(cache, tokenizer.size, settings)
     wanted, origin, best = _wanted(cache, tokenizer, references, network, settings, accelerator.device)
     trained, held_out = split_samples(cache, setup.generator_settings)
 
@@ -126,7 +126,7 @@ def compare_peers(
         if not own.complete:
             log_info(f"Peer {number} of {len(settings.peers)}: {name}")
             peer = make_peer(name, setup)
-            train_and_measure(peer, batches_for(peer.learns), held_out, wanted, own, accelerator)
+            train_and_measure(peer, batches_for(peer.learns), cache, held_out, wanted, own, accelerator)
             del peer
             gc.collect()
         found[name] = read_figures(own.path)

@@ -164,10 +164,16 @@ class SpeedSettings(Settings):
     generators: tuple[Literal["pocket", "tiny", "small", "compact", "base", "medium", "large"], ...] = setting(
         (), "Presets of train-maskgit to time on every quantizer's codes: training steps and sampling."
     )
+    peers: bool = setting(False, "Also time other generators on codes, of the size of each of those presets.")
     size: Count | None = setting(None, "Image size for the tokenizer in pixels; by default its own.")
     batch_size: Count = setting(4, "Images per batch.")
     repeats: Count = setting(3, "Repetitions; the fastest counts, on CUDA the median.")
     seed: Seed = setting(0, "Seed for weights and inputs.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.peers and not self.generators:
+            raise CodaError("peers are timed beside generators: name presets in generators, such as medium")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from coda.generator.blocks import Attention, Block, LevelAttentionProcessor
 from coda.generator.masking import TrainingDraw
 from coda.generator.objective import MaskedCodeObjective, chunked_cross_entropy
-from coda.generator.train_maskgit import new_transformer
+from coda.generator.transformer import MaskGitTransformer
 from coda.tokenizer.quantizer.resampling import prefix_latents
 
 from .peer import CodePeer, FlatPeer, PeerSetup
@@ -28,7 +28,7 @@ class LevelPeer(CodePeer):
         super().__init__(setup, setup.layout)
         settings = setup.generator_settings
         self.corruption = settings.corruption
-        self.objective = MaskedCodeObjective(new_transformer(setup.cache, settings), settings.level_weights)
+        self.objective = MaskedCodeObjective(_new_transformer(setup), settings.level_weights)
 
     def masked_loss(self, codes: torch.Tensor, labels: torch.Tensor, draw: TrainingDraw) -> torch.Tensor:
         """The objective of `train_maskgit`, a scalar."""
@@ -63,7 +63,7 @@ class FlattenedPeer(FlatPeer):
 
     def __init__(self, setup: PeerSetup) -> None:
         super().__init__(setup)
-        self.transformer = new_transformer(setup.cache, setup.generator_settings)
+        self.transformer = _new_transformer(setup)
         for block in self.transformer.blocks:
             assert isinstance(block, Block)
             block.attention.processor = SequenceAttentionProcessor()
@@ -98,6 +98,23 @@ class SequenceAttentionProcessor(LevelAttentionProcessor):
     def __call__(self, attn: Attention, hidden: torch.Tensor, cells: Sequence[int]) -> torch.Tensor:
         """Attend over all N cells: (B, N, D) -> (B, N, D)."""
         return super().__call__(attn, hidden, [hidden.shape[1]])
+
+
+def _new_transformer(setup: PeerSetup) -> MaskGitTransformer:
+    """The transformer of `train_maskgit` at the peers' size."""
+    settings = setup.generator_settings
+    transformer = MaskGitTransformer(
+        sides=[list(side) for side in setup.layout.sides],
+        codebook_size=setup.layout.codebook_size,
+        latent_channels=setup.value_table.shape[1],
+        num_classes=setup.num_classes,
+        hidden_size=settings.hidden_size,
+        depth=settings.depth,
+        num_heads=settings.num_heads,
+        dropout=settings.dropout,
+    )
+    transformer.initialize_embedding(setup.value_table)
+    return transformer
 
 
 def _cross_entropy(

@@ -34,24 +34,23 @@ class PeerSetup:
     """What all peers are made from.
 
     Attributes:
-        cache: The codes, for their layout, classes and value table.
+        layout: Layout of the codes.
+        value_table: Values (K, C) of the codes.
+        num_classes: Number of classes; the index of no class.
         size: (H, W) of the images in pixels.
         settings: Width, depth, heads, guidance, steps, seed.
     """
 
-    cache: CodeCache
+    layout: CodeLayout
+    value_table: torch.Tensor
+    num_classes: int
     size: tuple[int, int]
     settings: PeersSettings
 
-    @property
-    def layout(self) -> CodeLayout:
-        """Layout of the codes."""
-        return self.cache.layout
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; the index of no class."""
-        return self.cache.num_classes
+    @classmethod
+    def of(cls, cache: CodeCache, size: tuple[int, int], settings: PeersSettings) -> PeerSetup:
+        """The setup for the codes of a cache."""
+        return cls(cache.layout, cache.value_table, cache.num_classes, size, settings)
 
     @property
     def generator_settings(self) -> MaskGitSettings:
@@ -130,8 +129,8 @@ class Peer(nn.Module, ABC):
         the labels and seeds of its batch.
         """
 
-    def held_out_loss(self, samples: torch.Tensor) -> float | None:
-        """Loss of held-out samples of the cache that is comparable between peers; None if there is none."""
+    def held_out_loss(self, cache: CodeCache, samples: torch.Tensor) -> float | None:
+        """Loss of held-out samples of a cache that is comparable between peers; None if there is none."""
         return None
 
     def _indices(self, labels: Sequence[int]) -> torch.Tensor:
@@ -176,8 +175,8 @@ class CodePeer(Peer):
         """Cross-entropy (M,) in nats of the cells `draw.cells`, without gradient."""
 
     @torch.no_grad()
-    def held_out_loss(self, samples: torch.Tensor) -> float | None:
-        """Upper bound of -log p(codes | class) in nats per code, over samples (N,) of the cache; None for none.
+    def held_out_loss(self, cache: CodeCache, samples: torch.Tensor) -> float | None:
+        """Upper bound of -log p(codes | class) in nats per code, over samples (N,) of a cache; None for none.
 
         A generator that fills masked cells can fill them one by one in any order, and so has a likelihood. With n
         cells in a level, j of them masked at random and j uniform from 1 to n, n · E[mean cross-entropy at the masked
@@ -191,7 +190,7 @@ class CodePeer(Peer):
         weights = torch.tensor(cells_of_level, dtype=torch.float64)
         total = 0.0
         for number, chosen in enumerate(samples.repeat(_DRAWS).split(_BATCH)):
-            codes, labels = self.setup.cache.batch(chosen)
+            codes, labels = cache.batch(chosen)
             # A linear law makes the number of masked cells uniform.
             draw = draw_training(self.mask_layout, len(codes), step_generator(0, number, "held out"), "linear")
             rows = self.row_losses(codes.to(self.device), labels.to(self.device), draw.to(self.device))

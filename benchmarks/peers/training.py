@@ -41,7 +41,7 @@ _ENDLESS = 1 << 40  # steps
 _PARTS = 10_000  # of the training, for the learning rate
 _WARMUP_PARTS = _PARTS // 20
 
-_CODE_PEERS: dict[str, Callable[[PeerSetup], Peer]] = {
+CODE_PEERS: dict[str, Callable[[PeerSetup], Peer]] = {
     "ours": LevelPeer,
     "flattened": FlattenedPeer,
     "amused": AmusedPeer,
@@ -111,7 +111,7 @@ def make_peer(name: str, setup: PeerSetup) -> Peer:
         torch.manual_seed(derived_seed("peer", setup.settings.seed))
         if name == "unet":
             return FlowUNetPeer(setup, LevelPeer(setup).num_parameters)
-        return _CODE_PEERS[name](setup)
+        return CODE_PEERS[name](setup)
 
 
 def code_batches(
@@ -145,6 +145,7 @@ def image_batches_of(
 def train_and_measure(
     peer: Peer,
     batches: Callable[[int], Batches],
+    cache: CodeCache,
     held_out: torch.Tensor,
     wanted: Wanted,
     directory: RunDirectory,
@@ -155,6 +156,7 @@ def train_and_measure(
     Args:
         peer: The peer, with its first weights.
         batches: From the number of the first step to the batches.
+        cache: The codes.
         held_out: Samples of the cache to measure the loss on.
         wanted: What is sampled and how it is measured.
         directory: The peer's own.
@@ -168,7 +170,7 @@ def train_and_measure(
     steps, seconds = _train(peer, batches, directory, accelerator)
     peer.eval()
     with accelerator.autocast():
-        bound = peer.held_out_loss(held_out)
+        bound = peer.held_out_loss(cache, held_out)
     distance, each, picture = _sample(peer, wanted, accelerator)
     last = [line["loss"] for line in directory.read_log()[-LOG_EVERY:]]
     figures = PeerFigures(

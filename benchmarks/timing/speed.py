@@ -23,6 +23,7 @@ from ..reports.report import Figure, Report, Table
 from ..settings import SpeedSettings
 from .generator import sampling_shapes, time_generators
 from .measure import Measured, measure
+from .peers import time_peers
 from .quantizer import QUANTIZER_SHAPES, QuantizerShape, time_quantizers
 
 
@@ -66,6 +67,8 @@ def speed(
         )
         found.figures += figures
         found.tables += tables
+        if settings.peers:
+            found.tables += time_peers(settings.generators, shape, batch_size, settings.repeats, settings.seed, device)
     models: dict[str, Measured] = {}
     if image_size is not None:
         models |= _time_tokenizer(tokenizer, image_size, device, settings)

@@ -17,6 +17,7 @@ SMALL = {
     "generator": ["speed", "--shapes", "small", "--generators", "pocket", *ONCE],
     "tokenizer": ["speed-sample", *ONCE],
     "tokenizing": ["speed-tokenize", "--limit", "4", *ONCE],
+    "peers": ["speed", "--shapes", "small", "--generators", "pocket", "--peers", *ONCE],
 }
 
 
@@ -29,7 +30,9 @@ def test_the_parts_are_joined(tmp_path: Path) -> None:
     assert "generator: pocket: training, share of the matrix product's rate" in names
     assert {"tokenizer: encode rate", "tokenizing: tokenize-dataset rate"} <= names
     assert {"date", "versions", "hardware", "commands"} <= found["provenance"].keys()
-    assert "| preset | images | steps | guidance |" in (tmp_path / "report.md").read_text()
+    written = (tmp_path / "report.md").read_text()
+    assert "| preset | images | steps | guidance |" in written
+    assert "peers: Peers of the size of pocket" in written
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -21,13 +21,18 @@ WITHOUT_MUSE = [name for name in PEERS if name != "muse"]
 
 
 @pytest.fixture(scope="module")
-def setup(level_cache: Path) -> PeerSetup:
-    settings = PeersSettings(width=32, depth=2, heads=2, batch_size=16, sampling_steps=6, flow_steps=3)
-    return PeerSetup(CodeCache(level_cache), (16, 16), settings)
+def cache(level_cache: Path) -> CodeCache:
+    return CodeCache(level_cache)
 
 
 @pytest.fixture(scope="module")
-def trained(setup: PeerSetup) -> Any:
+def setup(cache: CodeCache) -> PeerSetup:
+    settings = PeersSettings(width=32, depth=2, heads=2, batch_size=16, sampling_steps=6, flow_steps=3)
+    return PeerSetup.of(cache, (16, 16), settings)
+
+
+@pytest.fixture(scope="module")
+def trained(setup: PeerSetup, cache: CodeCache) -> Any:
     """`trained(name)`: a peer after some steps on one batch, and its losses; each is trained once."""
     found: dict[str, tuple[Peer, list[float]]] = {}
 
@@ -37,7 +42,7 @@ def trained(setup: PeerSetup) -> Any:
                 pytest.skip(problem)
             peer = make_peer(name, setup).train()
             optimizer = torch.optim.AdamW(peer.parameters(), lr=3e-3)
-            batch, labels = setup.cache.batch(range(16))
+            batch, labels = cache.batch(range(16))
             if peer.learns == "images":
                 batch = (labels.float() - 1)[:, None, None, None].expand(-1, 3, 16, 16)
             losses = []
@@ -93,17 +98,17 @@ def test_weights_follow_from_the_seed(name: str, setup: PeerSetup, trained: Any)
 
 
 @pytest.mark.parametrize("name", ["ours", "flattened", "amused", "muse"])
-def test_training_lowers_the_held_out_bound(name: str, setup: PeerSetup, trained: Any) -> None:
+def test_training_lowers_the_held_out_bound(name: str, setup: PeerSetup, cache: CodeCache, trained: Any) -> None:
     peer, _ = trained(name)
     samples = torch.arange(48, 96)
-    bound, before = peer.held_out_loss(samples), make_peer(name, setup).eval().held_out_loss(samples)
+    bound, before = (each.held_out_loss(cache, samples) for each in (peer, make_peer(name, setup).eval()))
     assert bound is not None and before is not None
     assert 0 < bound < 0.8 * before
-    assert peer.held_out_loss(samples) == bound
-    assert peer.held_out_loss(samples[:0]) is None
+    assert peer.held_out_loss(cache, samples) == bound
+    assert peer.held_out_loss(cache, samples[:0]) is None
 
 
-def test_the_bound_of_a_uniform_guess_is_log_k(setup: PeerSetup) -> None:
+def test_the_bound_of_a_uniform_guess_is_log_k(setup: PeerSetup, cache: CodeCache) -> None:
     class Uniform(FlatPeer):
         title = "uniform"
         device = torch.device("cpu")  # type: ignore[assignment]
@@ -111,11 +116,11 @@ def test_the_bound_of_a_uniform_guess_is_log_k(setup: PeerSetup) -> None:
         def features(self, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return torch.zeros(*codes.shape, 8)
 
-    assert Uniform(setup).held_out_loss(torch.arange(10)) == pytest.approx(math.log(8))
+    assert Uniform(setup).held_out_loss(cache, torch.arange(10)) == pytest.approx(math.log(8))
 
 
-def test_only_the_flattened_one_attends_across_levels(setup: PeerSetup, trained: Any) -> None:
-    codes, labels = setup.cache.batch([0])
+def test_only_the_flattened_one_attends_across_levels(cache: CodeCache, trained: Any) -> None:
+    codes, labels = cache.batch([0])
     other = codes.clone()
     other[0, 0] = (codes[0, 0] + 1) % 8  # level 0
     flattened, ours = trained("flattened")[0], trained("ours")[0].objective.transformer
