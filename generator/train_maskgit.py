@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from coda.tokenizer.foundation.launcher import check_batch_size, rank_and_world_
 from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.foundation.seeding import derived_seed, forked_random_state, step_generator
 from coda.tokenizer.foundation.worker_processes import load_ahead
+from coda.tokenizer.layout import CodeLayout
 from coda.tokenizer.settings import RunOptions
 from coda.tokenizer.training.monitoring import Monitor
 from coda.tokenizer.training.optimization import (
@@ -86,7 +88,7 @@ def train_maskgit(
     samples, held_out = validation_of(cache, validation, settings)
     directory = open_run_directory(accelerator, out, "generator", record, run.overwrite)
     if not directory.complete:
-        _train(new_transformer(cache, settings), cache, samples, held_out, directory, settings, run, accelerator)
+        _train(_new_transformer_for(cache, settings), cache, samples, held_out, directory, settings, run, accelerator)
     return directory.path
 
 
@@ -197,28 +199,48 @@ def _accumulate(
     return loss, level_losses
 
 
-def new_transformer(cache: CodeCache, settings: MaskGitSettings) -> MaskGitTransformer:
-    """A transformer for the codes of a cache, its weights drawn from the seed, its value table that of the cache."""
-    seen = sorted(set(cache.labels.tolist()) - {-1})
+def new_transformer(
+    layout: CodeLayout, value_table: torch.Tensor, num_classes: int, settings: MaskGitSettings, **names: Any
+) -> MaskGitTransformer:
+    """A transformer whose weights are drawn from the seed.
+
+    Args:
+        layout: Layout of the codes.
+        value_table: Values (K, C) of the codes.
+        num_classes: Number of classes.
+        settings: Width, depth, heads, dropout, seed.
+        names: What the transformer keeps of its classes and its tokenizer: see `MaskGitTransformer`.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(derived_seed("weights", settings.seed))
         transformer = MaskGitTransformer(
-            sides=[list(side) for side in cache.layout.sides],
-            codebook_size=cache.layout.codebook_size,
-            latent_channels=cache.value_table.shape[1],
-            num_classes=cache.num_classes,
+            sides=[list(side) for side in layout.sides],
+            codebook_size=layout.codebook_size,
+            latent_channels=value_table.shape[1],
+            num_classes=num_classes,
             hidden_size=settings.hidden_size,
             depth=settings.depth,
             num_heads=settings.num_heads,
             dropout=settings.dropout,
-            class_labels=seen,
-            class_names=cache.class_names,
-            tokenizer_fingerprint=cache.tokenizer_fingerprint,
+            **names,
         )
-        transformer.initialize_embedding(cache.value_table)
+        transformer.initialize_embedding(value_table)
     if settings.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     return transformer
+
+
+def _new_transformer_for(cache: CodeCache, settings: MaskGitSettings) -> MaskGitTransformer:
+    """A transformer for the codes of a cache, which remembers the cache's classes and tokenizer."""
+    return new_transformer(
+        cache.layout,
+        cache.value_table,
+        cache.num_classes,
+        settings,
+        class_labels=sorted(set(cache.labels.tolist()) - {-1}),
+        class_names=cache.class_names,
+        tokenizer_fingerprint=cache.tokenizer_fingerprint,
+    )
 
 
 def _write(folder: Path, transformer: MaskGitTransformer, mask_law: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from coda.generator.blocks import Attention, Block, LevelAttentionProcessor
 from coda.generator.masking import TrainingDraw
 from coda.generator.objective import MaskedCodeObjective, chunked_cross_entropy
+from coda.generator.train_maskgit import new_transformer
 from coda.generator.transformer import MaskGitTransformer
 from coda.tokenizer.quantizer.resampling import prefix_latents
 
@@ -101,20 +102,7 @@ class SequenceAttentionProcessor(LevelAttentionProcessor):
 
 
 def _new_transformer(setup: PeerSetup) -> MaskGitTransformer:
-    """The transformer of `train_maskgit` at the peers' size."""
-    settings = setup.generator_settings
-    transformer = MaskGitTransformer(
-        sides=[list(side) for side in setup.layout.sides],
-        codebook_size=setup.layout.codebook_size,
-        latent_channels=setup.value_table.shape[1],
-        num_classes=setup.num_classes,
-        hidden_size=settings.hidden_size,
-        depth=settings.depth,
-        num_heads=settings.num_heads,
-        dropout=settings.dropout,
-    )
-    transformer.initialize_embedding(setup.value_table)
-    return transformer
+    return new_transformer(setup.layout, setup.value_table, setup.num_classes, setup.generator_settings)
 
 
 def _cross_entropy(

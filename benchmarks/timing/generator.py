@@ -19,7 +19,10 @@ from coda.generator import MaskGitScheduler, MaskGitTransformer
 from coda.generator.masking import draw_training
 from coda.generator.objective import MaskedCodeObjective
 from coda.generator.presets import resolve_preset
+from coda.generator.settings import MaskGitSettings
+from coda.generator.train_maskgit import new_transformer
 from coda.tokenizer.foundation.progress import progress
+from coda.tokenizer.layout import CodeLayout
 from coda.tokenizer.training.optimization import OptimizerWithEMA
 
 from ..reports.report import Cell, Figure, Table
@@ -99,11 +102,9 @@ def sampling_shapes(batch_sizes: Sequence[int], levels: int) -> list[SamplingSha
 
 def _make_transformer(preset: str, shape: QuantizerShape, seed: int) -> MaskGitTransformer:
     sizes = {name: resolve_preset(preset)[name] for name in ("hidden_size", "depth", "num_heads")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        transformer = MaskGitTransformer(shape.sides, shape.codebook_size, shape.latent_channels, _CLASSES, **sizes)
-        transformer.set_value_table(torch.randn(shape.codebook_size, shape.latent_channels))
-    return transformer
+    values = torch.randn(shape.codebook_size, shape.latent_channels, generator=torch.Generator().manual_seed(seed))
+    layout = CodeLayout(shape.sides, shape.codebook_size)
+    return new_transformer(layout, values, _CLASSES, MaskGitSettings(**sizes, seed=seed))
 
 
 def _training_step(
