@@ -154,7 +154,7 @@ def _rungs(layout: CodeLayout, settings: AblationSettings) -> dict[str, Rungs]:
 
 
 def _training_settings(layout: CodeLayout, settings: AblationSettings) -> AdaptSettings:
-    """What all rungs share: losses, schedule, images of k-means."""
+    """Settings that all rungs share: losses, schedule, images of k-means."""
     shared = AdaptSettings.from_mapping(vars(settings))
     images = settings.kmeans_images or -(-_VECTORS_PER_CODE * layout.codebook_size // layout.num_tokens)
     return replace(shared, kmeans_images=images, warmup=min(shared.warmup, settings.steps // _WARMUP_PART))

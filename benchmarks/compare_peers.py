@@ -216,7 +216,7 @@ def _wanted(
     settings: PeersSettings,
     device: torch.device,
 ) -> tuple[Wanted, dict[str, Any], float]:
-    """What is sampled, the reference's description, and the distance of decoded codes, the best that codes can do."""
+    """The samples to measure, the reference's description, and the distance of decoded codes: the best possible."""
     classes, names = _classes(cache) or [-1], _class_names(cache)
     labels = choose_classes(classes, settings.num_images, "uniform", settings.seed)
     real = extract_features(references, network, settings.batch_size, "Features of the reference")

@@ -60,7 +60,7 @@ class PeerFigures:
         parameters: Weights that are trained.
         steps: Optimizer steps.
         images_seen: Images of all steps.
-        training_seconds: Of all steps, without loading data, checkpoints and measurements.
+        training_seconds: Time of all steps, without loading data, checkpoints and measurements.
         sampling_steps: Steps that a sample takes.
         sampling_seconds: Per image, from classes to pixels: codes are decoded, too.
         distance: Fréchet distance of its samples to the reference.
@@ -87,7 +87,7 @@ class PeerFigures:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is sampled and how it is measured, the same for all peers.
+    """Samples and measurements that are the same for all peers.
 
     Attributes:
         labels: Class of each sample, -1 for none.

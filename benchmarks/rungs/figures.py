@@ -42,7 +42,7 @@ class Figures:
         effective_rank: Dimensions that the codebook uses.
         bits: Bits per image, tokens · log2 K.
         images_seen: Images of the initialization and of all steps.
-        seconds: Of initialization and training.
+        seconds: Time of initialization and training.
         confidences: Mean of the largest probabilities of an assignment, in falling order.
         level_usage: `usage` of each level.
         level_tokens: Tokens of each level that were measured, per code: below about 10 even a healthy codebook leaves

@@ -38,7 +38,7 @@ class Quantizer(Protocol):
         ...
 
     def value_table(self) -> torch.Tensor:
-        """What a code stands for: (K, C), or (K, D) where a code stands for D numbers."""
+        """Values of the codes: (K, C), or (K, D) where a code stands for D numbers."""
         ...
 
 

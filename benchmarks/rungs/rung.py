@@ -73,7 +73,7 @@ def starts(sides: Sequence[Grid], lora_rank: int) -> dict[str, Rung]:
 
 
 def variants(sides: Sequence[Grid], lora_rank: int) -> dict[str, Rung]:
-    """What is not in the paper: the decoder's metric at the start, and perturbed codes in training."""
+    """Rungs that are not in the paper: the decoder's metric at the start, and perturbed codes in training."""
     levels = tuple(sides)
     return {
         "+ attention, decoder's metric": Rung("attention", levels, metric="decoder"),

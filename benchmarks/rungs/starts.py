@@ -43,7 +43,7 @@ class Starts:
         vae: Frozen, on the device that does the work; normalized here if it is not.
         source: Training images.
         folder: Where codebooks are kept.
-        settings: Of all trainings; size and kmeans_images are known.
+        settings: Settings of all trainings; size and kmeans_images are known.
         run: Workers and strictness.
 
     Attributes:

@@ -60,7 +60,7 @@ _WORKS = ("step", "encode")
 
 @dataclass
 class QuantizerTimes:
-    """What a report shows of the quantizers: ratios at each shape's own K, tables and plots over K."""
+    """Parts of a report about the quantizers: ratios at each shape's own K, tables and plots over K."""
 
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)

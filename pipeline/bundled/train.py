@@ -160,7 +160,7 @@ def _of_classes(source: ImageSource, classes: Sequence[int]) -> ImageSource:
 
 
 def _training(counts: tuple[int, int, int], recipe: Recipe, seconds: Mapping[str, float]) -> str:
-    """What the model was made from, with which settings, in how many hours."""
+    """The card's section on data, settings and hours."""
     total, chosen, unseen = counts
     mirrored = " and their mirror images" if recipe.codes.flip else ""
     lines = [

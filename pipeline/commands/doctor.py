@@ -91,7 +91,7 @@ def _machine() -> Iterator[tuple[str, str]]:
 
 
 def _bfloat16(device: torch.device) -> str:
-    """What to expect of trainings in bfloat16."""
+    """Whether bfloat16 trains faster here."""
     import torch
 
     if device.type == "cuda":

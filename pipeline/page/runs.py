@@ -1,4 +1,4 @@
-"""What trainings and caches in a folder of runs leave to be looked at."""
+"""Curves of the trainings and usage of the caches in a folder of runs."""
 
 from __future__ import annotations
 

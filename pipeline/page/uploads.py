@@ -1,4 +1,4 @@
-"""What a browser sends, an uploaded image and the mask that was brushed on it; and files of images that it is sent."""
+"""Uploaded images and the masks brushed on them, and the image files that the browser is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several tabs share: the choice of a class, settings of the sampling, and messages in place of errors."""
+"""Parts that several tabs share: the choice of a class, settings of the sampling, and messages in place of errors."""
 
 from __future__ import annotations
 

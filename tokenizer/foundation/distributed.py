@@ -55,7 +55,7 @@ class Processes:
         return cast(list[T], found)
 
     def broadcast_from_main(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the main process, which alone calls it; the others wait for it.
+        """Result of `make`, which only the main process calls; the others wait for it.
 
         Raises:
             CodaError: If the main process has died or failed.

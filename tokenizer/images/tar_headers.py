@@ -81,7 +81,7 @@ def _parse(block: bytes, offset: int) -> TarHeader:
 
 
 def _extended(kind: bytes, content: bytes) -> dict[str, str]:
-    """What an extended header says of the member after it."""
+    """Fields of an extended header, which describe the member after it."""
     if kind in b"LK":
         if len(content) > _MAX_NAME_BYTES + 1:  # and the zero at the end
             raise DamagedArchive

@@ -1,4 +1,4 @@
-"""What is seen while a training runs.
+"""Monitoring of a training: log, sheets, validation, curves.
 
 In the run directory:
 
@@ -56,7 +56,7 @@ _IN_END_LINE = (
 
 
 class HeldOut(Protocol):
-    """What is validated on.
+    """Held-out data that a training is validated on.
 
     Attributes:
         what: What the training sees, in words.
@@ -197,7 +197,7 @@ class Monitor:
             self._accelerator.log(figures, step=done)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint must hold, so that a resumed run logs the same. All processes call it."""
+        """State that a checkpoint must hold, so that a resumed run logs the same. All processes call it."""
         return {} if self._usage is None else {_COUNTS: sum_over_processes(self._usage.counts)}
 
     def finish(self, note: str = "") -> None:

@@ -1,4 +1,4 @@
-"""What the phases of `adapt` share: resumption, checkpoints, the averaged weights.
+"""Parts that the phases of `adapt` share: resumption, checkpoints, the averaged weights.
 
 The loops themselves are in `adapt` and `cached_latents`.
 """
