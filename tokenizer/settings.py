@@ -76,7 +76,7 @@ class VaeSettings(TrainingSettings):
     factor: Count = setting(8, "Downsampling factor of the latent, a power of two.")
     latent_channels: Count = setting(16, "Latent channels.")
     width: Count | None = setting(
-        None, "Channels: of patch at half resolution (default 64), of kl and tiny at full resolution (default 16)."
+        None, "Channels: of patch at half resolution (default 32), of kl and tiny at full resolution (default 16)."
     )
     steps: Count = setting(3000, "Optimizer steps.")
     batch_size: Count = setting(32, "Images per step, over all processes.")

@@ -214,7 +214,7 @@ def _autoencoder(settings: VaeSettings) -> Any:
         raise CodaError(f"factor {factor} is not a power of two, such as 8 or 16")
     if size < factor or size % factor:
         raise CodaError(f"size {size} is not a multiple of the factor, {factor}")
-    width = settings.width or (64 if settings.architecture == "patch" else 16)
+    width = settings.width or (32 if settings.architecture == "patch" else 16)
     if settings.architecture == "patch":
         stages = [width * min(1 << i, 4) for i in range(halvings)]
         return AutoencoderPatch(3, settings.latent_channels, stages, [1, *[2] * (halvings - 1)])

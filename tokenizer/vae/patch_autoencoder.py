@@ -40,7 +40,7 @@ class AutoencoderPatch(ModelMixin, ConfigMixin):
         self,
         in_channels: int = 3,
         latent_channels: int = 16,
-        block_out_channels: Sequence[int] = (32, 128, 256),
+        block_out_channels: Sequence[int] = (32, 64, 128),
         layers_per_block: Sequence[int] = (1, 2, 2),
     ) -> None:
         super().__init__()
