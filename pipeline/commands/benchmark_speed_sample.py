@@ -22,7 +22,7 @@ def speed_sample(
     *,
     model: Annotated[
         str | None,
-        Help('Generator directory, pipeline directory or hub id, or "bundled"; by default only --tokenizer.'),
+        Help('Generator directory, pipeline directory or hub id; by default "bundled", or only --tokenizer if given.'),
     ] = None,
     tokenizer: Annotated[str | None, Help("Tokenizer directory or hub id for a generator, or to time alone.")] = None,
     sampling: SamplingSettings,
@@ -34,15 +34,16 @@ def speed_sample(
     """Measure the speed of sampling, and of its tokenizer's encoding and decoding.
 
     Examples:
+        coda benchmark speed-sample
         coda benchmark speed-sample --model runs/generator --batch-size 16
         coda benchmark speed-sample --tokenizer runs/tokenizer
     """
     sampler = None
-    if model is not None:
-        pipeline = open_pipeline(ModelOptions(model, tokenizer), placement, sampling)
+    if model is not None or tokenizer is None:
+        pipeline = open_pipeline(ModelOptions(model or "bundled", tokenizer), placement, sampling)
         timed, sampler = pipeline.tokenizer, sampler_of(pipeline)
-    elif tokenizer is None or sampling != SamplingSettings(seed=sampling.seed):
-        raise UsageError("--model is missing (or give --tokenizer alone, without --steps, --guidance and their like)")
+    elif sampling != SamplingSettings(seed=sampling.seed):
+        raise UsageError("--model is missing: a tokenizer alone has no --steps, --guidance and their like")
     else:
         timed = library.CodaTokenizer.from_pretrained(tokenizer_place(tokenizer))
     settings = replace(settings, seed=sampling.seed)

@@ -145,5 +145,7 @@ def test_the_model_that_ships(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = CodaTokenizer.from_pretrained(BUNDLED_MODEL)
     assert json.loads(Path("s/samples.json").read_text())["tokenizer"] == tokenizer.fingerprint
     assert main(["reconstruct", "s/207-golden-retriever-seed0.png", "--out", "r"]) == 0
+    assert main(["benchmark", "speed-sample", "--batch-size", "1", "--repeats", "1", "--out", "b"]) == 0
+    assert "sampling rate" in Path("b/report.md").read_text()
     assert main(["sample", "--class", "0"]) == 2
     assert "207 golden retriever" in capsys.readouterr().err
