@@ -34,6 +34,7 @@ def speed(
     shapes: Sequence[QuantizerShape] = QUANTIZER_SHAPES,
     settings: SpeedSettings = SpeedSettings(),
     run: RunOptions = RunOptions(),
+    class_label: int = 0,
 ) -> Report:
     """Time quantizers against dense ones, and optionally a tokenizer and a sampler.
 
@@ -45,6 +46,7 @@ def speed(
             would not fit into the free memory.
         settings: How much is timed.
         run: The device.
+        class_label: Class of all samples.
 
     Returns:
         The report: ratios and rates as figures, seconds and MiB as tables.
@@ -74,7 +76,7 @@ def speed(
         models |= _time_tokenizer(tokenizer, image_size, device, settings)
     if samples is not None:
         seeds = range(settings.seed, settings.seed + batch_size)
-        models["sampling"] = measure(lambda: samples([0] * batch_size, seeds), device, settings.repeats)
+        models["sampling"] = measure(lambda: samples([class_label] * batch_size, seeds), device, settings.repeats)
     rows = [[name, batch_size, taken.seconds, taken.slowest, taken.peak_mib] for name, taken in models.items()]
     columns = ("work", "images", "seconds", "slowest", "peak MiB")
     report = Report(

@@ -38,14 +38,15 @@ def speed_sample(
         coda benchmark speed-sample --model runs/generator --batch-size 16
         coda benchmark speed-sample --tokenizer runs/tokenizer
     """
-    sampler = None
+    sampler, label = None, 0
     if model is not None or tokenizer is None:
         pipeline = open_pipeline(ModelOptions(model or "bundled", tokenizer), placement, sampling)
         timed, sampler = pipeline.tokenizer, sampler_of(pipeline)
+        label = next(iter(pipeline.classes.seen), 0)  # a model without classes ignores it
     elif sampling != SamplingSettings(seed=sampling.seed):
         raise UsageError("--model is missing: a tokenizer alone has no --steps, --guidance and their like")
     else:
         timed = library.CodaTokenizer.from_pretrained(tokenizer_place(tokenizer))
     settings = replace(settings, seed=sampling.seed)
     run = RunOptions(device=placement.device, overwrite=overwrite)
-    return ending_of(benchmarks.speed(timed, sampler, out, (), settings, run), out)
+    return ending_of(benchmarks.speed(timed, sampler, out, (), settings, run, label), out)
