@@ -71,9 +71,12 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line, with the program's name instead of its path."""
+    """The command line, as it was typed but for the program's folder: `coda …` or `python -m coda.pipeline …`."""
     program, *arguments = sys.argv or ["python"]
-    return shlex.join([Path(program).name or "python", *arguments])
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None) if getattr(main, "__file__", None) == program else None  # of `python -m`
+    words = ["python", "-m", spec.name.removesuffix(".__main__")] if spec else [Path(program).name or "python"]
+    return shlex.join([*words, *arguments])
 
 
 def model_identity(model: object) -> str:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,13 @@ def test_provenance_names_machine_and_moment(monkeypatch: pytest.MonkeyPatch) ->
     assert found["hardware"]["threads"] == torch.get_num_threads()
     assert found["date"].endswith("+00:00")
     assert command() == "coda benchmark rfid --data 'my photos'"
+
+
+def test_provenance_names_the_module_that_python_runs(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text("from coda.benchmarks.reports.provenance import command; print(command())")
+    words = ["-m", "probe", "--data", "my photos"]
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "python -m probe --data 'my photos'\n"
 
 
 @pytest.mark.parametrize(
