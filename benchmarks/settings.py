@@ -164,7 +164,9 @@ class SpeedSettings(Settings):
     generators: tuple[Literal["pocket", "tiny", "small", "compact", "base", "medium", "large"], ...] = setting(
         (), "Presets of train-maskgit to time on every quantizer's codes: training steps and sampling."
     )
-    peers: bool = setting(False, "Also time other generators on codes, of the size of each of those presets.")
+    peers: tuple[Literal["ours", "flattened", "amused", "muse"], ...] = setting(
+        (), "Generators on codes to time at the size of each of those presets, as benchmark peers has them."
+    )
     size: Count | None = setting(None, "Image size for the tokenizer in pixels; by default its own.")
     batch_size: Count = setting(4, "Images per batch.")
     repeats: Count = setting(3, "Repetitions; the fastest counts, on CUDA the median.")

@@ -29,7 +29,17 @@ PARTS: Mapping[str, Sequence[str]] = {
     "generator": ["speed", "--shapes", "kl16", "--generators", "small,medium,large", "--batch-size", "32"],
     "tokenizer": ["speed-sample", "--batch-size", "32"],
     "tokenizing": ["speed-tokenize", "--workers", "4"],
-    "peers": ["speed", "--shapes", "kl16", "--generators", "medium", "--peers", "--batch-size", "32"],
+    "peers": [
+        "speed",
+        "--shapes",
+        "kl16",
+        "--generators",
+        "medium",
+        "--peers",
+        "ours,flattened,amused,muse",
+        "--batch-size",
+        "32",
+    ],
 }
 
 

@@ -41,7 +41,7 @@ _ENDLESS = 1 << 40  # steps
 _PARTS = 10_000  # of the training, for the learning rate
 _WARMUP_PARTS = _PARTS // 20
 
-CODE_PEERS: dict[str, Callable[[PeerSetup], Peer]] = {
+_CODE_PEERS: dict[str, Callable[[PeerSetup], Peer]] = {
     "ours": LevelPeer,
     "flattened": FlattenedPeer,
     "amused": AmusedPeer,
@@ -111,7 +111,7 @@ def make_peer(name: str, setup: PeerSetup) -> Peer:
         torch.manual_seed(derived_seed("peer", setup.settings.seed))
         if name == "unet":
             return FlowUNetPeer(setup, LevelPeer(setup).num_parameters)
-        return CODE_PEERS[name](setup)
+        return _CODE_PEERS[name](setup)
 
 
 def code_batches(

@@ -15,9 +15,8 @@ from coda.tokenizer.foundation.progress import progress
 from coda.tokenizer.layout import CodeLayout
 from coda.tokenizer.training.optimization import OptimizerWithEMA
 
-from ..peers.muse import muse_problem
 from ..peers.peer import Peer, PeerSetup
-from ..peers.training import CODE_PEERS, make_peer
+from ..peers.training import make_peer
 from ..reports.report import Cell, Table
 from ..settings import PeersSettings
 from .measure import measure
@@ -28,11 +27,18 @@ _STEPS_PER_LEVEL = 4
 
 
 def time_peers(
-    presets: Sequence[str], shape: QuantizerShape, batch_size: int, repeats: int, seed: int, device: torch.device
+    names: Sequence[str],
+    presets: Sequence[str],
+    shape: QuantizerShape,
+    batch_size: int,
+    repeats: int,
+    seed: int,
+    device: torch.device,
 ) -> list[Table]:
     """One table per preset, with a row per generator; in bfloat16 on CUDA, in float32 elsewhere.
 
     Args:
+        names: Peers of `compare_peers` that learn codes; without any there is no table.
         presets: Names of `coda.generator.presets`: width, depth and heads.
         shape: Codes that they generate: sides, K, C.
         batch_size: Images of a training step, and images sampled at once.
@@ -40,8 +46,9 @@ def time_peers(
         seed: Seed for weights, codes and samples.
         device: Where to run.
     """
-    names = [name for name in CODE_PEERS if name != "muse" or muse_problem() is None]
-    tables = []
+    tables: list[Table] = []
+    if not names:
+        return tables
     with progress("Timing peers", total=len(presets) * len(names), unit="generators") as bar:
         for preset in presets:
             rows: list[Sequence[Cell]] = []

@@ -18,6 +18,7 @@ from coda.tokenizer.settings import RunOptions
 from coda.tokenizer.training.run_directory import RunDirectory
 
 from ..image_sets.sample_store import Sampler
+from ..peers.muse import muse_problem
 from ..reports.provenance import describe_run
 from ..reports.report import Figure, Report, Table
 from ..settings import SpeedSettings
@@ -52,10 +53,13 @@ def speed(
         The report: ratios and rates as figures, seconds and MiB as tables.
 
     Raises:
-        CodaError: If there is nothing to time, `out` holds something else, or the tokenizer's image size is not known.
+        CodaError: If there is nothing to time, `out` holds something else, a peer cannot be loaded, or the tokenizer's
+            image size is not known.
     """
     if not shapes and tokenizer is None and samples is None:
         raise CodaError("nothing to time: give shapes, a tokenizer or a sampler")
+    if "muse" in settings.peers and (problem := muse_problem()) is not None:
+        raise CodaError(problem)
     device, batch_size = resolve_device(run.device), settings.batch_size
     image_size = None if tokenizer is None else _image_size(tokenizer, settings.size)
     run_description = describe_run(device)
@@ -69,8 +73,9 @@ def speed(
         )
         found.figures += figures
         found.tables += tables
-        if settings.peers:
-            found.tables += time_peers(settings.generators, shape, batch_size, settings.repeats, settings.seed, device)
+        found.tables += time_peers(
+            settings.peers, settings.generators, shape, batch_size, settings.repeats, settings.seed, device
+        )
     models: dict[str, Measured] = {}
     if image_size is not None:
         models |= _time_tokenizer(tokenizer, image_size, device, settings)

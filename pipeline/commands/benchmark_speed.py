@@ -34,7 +34,7 @@ def speed(
         coda benchmark speed --shapes small
         coda benchmark speed --shapes kl16,flux --codebook-sizes 4096,16384,65536,262144
         coda benchmark speed --shapes kl16 --generators small,medium,large --batch-size 32
-        coda benchmark speed --shapes kl16 --generators medium --peers
+        coda benchmark speed --shapes kl16 --generators medium --peers ours,flattened,amused
     """
     from coda.benchmarks.timing.quantizer import QUANTIZER_SHAPES
 

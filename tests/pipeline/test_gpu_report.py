@@ -17,7 +17,7 @@ SMALL = {
     "generator": ["speed", "--shapes", "small", "--generators", "pocket", *ONCE],
     "tokenizer": ["speed-sample", *ONCE],
     "tokenizing": ["speed-tokenize", "--limit", "4", *ONCE],
-    "peers": ["speed", "--shapes", "small", "--generators", "pocket", "--peers", *ONCE],
+    "peers": ["speed", "--shapes", "small", "--generators", "pocket", "--peers", "ours,amused", *ONCE],
 }
 
 
