@@ -88,7 +88,7 @@ def train_maskgit(
     samples, held_out = validation_of(cache, validation, settings)
     directory = open_run_directory(accelerator, out, "generator", record, run.overwrite)
     if not directory.complete:
-        _train(_new_transformer_for(cache, settings), cache, samples, held_out, directory, settings, run, accelerator)
+        _train(_transformer_for(cache, settings), cache, samples, held_out, directory, settings, run, accelerator)
     return directory.path
 
 
@@ -209,7 +209,7 @@ def new_transformer(
         value_table: Values (K, C) of the codes.
         num_classes: Number of classes.
         settings: Width, depth, heads, dropout, seed.
-        names: What the transformer keeps of its classes and its tokenizer: see `MaskGitTransformer`.
+        names: class_labels, class_names and tokenizer_fingerprint, as `MaskGitTransformer` takes them.
     """
     with torch.random.fork_rng():
         torch.manual_seed(derived_seed("weights", settings.seed))
@@ -230,7 +230,7 @@ def new_transformer(
     return transformer
 
 
-def _new_transformer_for(cache: CodeCache, settings: MaskGitSettings) -> MaskGitTransformer:
+def _transformer_for(cache: CodeCache, settings: MaskGitSettings) -> MaskGitTransformer:
     """A transformer for the codes of a cache, which remembers the cache's classes and tokenizer."""
     return new_transformer(
         cache.layout,

@@ -48,8 +48,7 @@ def demo(*, data: Path | None = None, out: Path = Path("runs/demo")) -> int:
     photos = f"{data}[:{MOST_IMAGES}]" if data else str(crop_photos(out / "photographs"))
     vae, tokenizer, cache, generator, samples = (str(out / name) for name in _STAGES)
     stages = [
-        ["train-vae", "--data", photos, "--out", vae, "--size", str(SIZE), "--steps", "300",
-         "--batch-size", "16"],
+        ["train-vae", "--data", photos, "--out", vae, "--size", str(SIZE), "--steps", "300", "--batch-size", "16"],
         ["adapt", "--vae", vae, "--data", photos, "--out", tokenizer, "--codebook-size", "512", "--lora-rank", "8",
          "--steps", "100", "--batch-size", "16"],
         ["tokenize-dataset", "--tokenizer", tokenizer, "--data", photos, "--out", cache],

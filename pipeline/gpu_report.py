@@ -24,29 +24,19 @@ SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # of the published KL16 tokenizer, at
 TOKENIZER = ("speed-tokenize", "speed-sample")  # the commands that take one
 
 # The parts of the report, and their commands.
-PARTS: Mapping[str, Sequence[str]] = {
-    "quantizer": ["speed", "--shapes", "kl16,flux", "--codebook-sizes", "4096,262144", "--repeats", "5"],
-    "generator": ["speed", "--shapes", "kl16", "--generators", "small,medium,large", "--batch-size", "32"],
-    "tokenizer": ["speed-sample", "--batch-size", "32"],
-    "tokenizing": ["speed-tokenize", "--workers", "4"],
-    "peers": [
-        "speed",
-        "--shapes",
-        "kl16",
-        "--generators",
-        "medium",
-        "--peers",
-        "ours,flattened,amused,muse",
-        "--batch-size",
-        "32",
-    ],
+PARTS: Mapping[str, str] = {
+    "quantizer": "speed --shapes kl16,flux --codebook-sizes 4096,262144 --repeats 5",
+    "generator": "speed --shapes kl16 --generators small,medium,large --batch-size 32",
+    "tokenizer": "speed-sample --batch-size 32",
+    "tokenizing": "speed-tokenize --workers 4",
+    "peers": "speed --shapes kl16 --generators medium --peers ours,flattened,amused,muse --batch-size 32",
 }
 
 
 def gpu_report(
     out: Path,
     device: str = "cuda",
-    parts: Mapping[str, Sequence[str]] = PARTS,
+    parts: Mapping[str, str] = PARTS,
     width: int = 128,
     sides: Sequence[int] = SIDES,
     codebook_size: int = 16_384,
@@ -56,7 +46,7 @@ def gpu_report(
     Args:
         out: Directory of the report; that of each part is inside.
         device: Where to run.
-        parts: Words after `coda benchmark` of each part.
+        parts: What follows `coda benchmark`, for each part.
         width: Width of the VAE; KL16's is 128.
         sides: Sides of the tokenizer's levels.
         codebook_size: K of the tokenizer.
@@ -74,10 +64,11 @@ def gpu_report(
     found = resolve_device(device)
     reports = {}
     for name, command in parts.items():
-        words = ["benchmark", *command, "--device", device, "--out", str(out / name), "--overwrite"]
-        if command[0] in TOKENIZER:
+        measured, *flags = shlex.split(command)
+        words = ["benchmark", measured, *flags, "--device", device, "--out", str(out / name), "--overwrite"]
+        if measured in TOKENIZER:
             words += ["--tokenizer", _save_tokenizer(out / "model", width, sides, codebook_size)]
-        if command[0] == "speed-tokenize":
+        if measured == "speed-tokenize":
             words += ["--data", str(crop_photos(out / "photographs", 16 * sides[-1]))]
         print(f"\n$ coda {shlex.join(words)}", flush=True)
         if status := coda(words):

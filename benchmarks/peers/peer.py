@@ -1,4 +1,4 @@
-"""What `compare_peers` asks of a generator: a loss of a batch, and samples of classes.
+"""The interface that `compare_peers` asks of a generator: a loss of a batch, and samples of classes.
 
 B images · T cells of all levels · N cells of one sequence · M masked cells · K codes · L levels · F features
 """
@@ -31,7 +31,7 @@ _DRAWS = 4  # masks of each held-out image
 
 @dataclass(frozen=True)
 class PeerSetup:
-    """What all peers are made from.
+    """Sizes, codes and settings that all peers are made from.
 
     Attributes:
         layout: Layout of the codes.

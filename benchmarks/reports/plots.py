@@ -62,7 +62,7 @@ def draw(plots: Sequence[Plot], folder: Path) -> list[str]:
         figure = Figure(figsize=(9, 4.5) if many else (6, 3.5), layout="constrained")
         axes = FigureCanvasAgg(figure).figure.add_subplot()
         places = range(len(plot.labels)) if plot.positions is None else plot.positions
-        families: dict[str, int] = {}  # lines drawn so far, by what they share a color by
+        families: dict[str, int] = {}  # lines drawn so far in each color
         for name, line in lines.items():
             family = name.partition(",")[0]
             number = families.setdefault(family, 0)

@@ -12,12 +12,12 @@ import torch
 from coda.pipeline.gpu_report import gpu_report, main
 
 ROOT = Path(__file__).resolve().parents[2]
-ONCE = ["--repeats", "1", "--batch-size", "2"]
+ONCE = "--repeats 1 --batch-size 2"
 SMALL = {
-    "generator": ["speed", "--shapes", "small", "--generators", "pocket", *ONCE],
-    "tokenizer": ["speed-sample", *ONCE],
-    "tokenizing": ["speed-tokenize", "--limit", "4", *ONCE],
-    "peers": ["speed", "--shapes", "small", "--generators", "pocket", "--peers", "ours,amused", *ONCE],
+    "generator": f"speed --shapes small --generators pocket {ONCE}",
+    "tokenizer": f"speed-sample {ONCE}",
+    "tokenizing": f"speed-tokenize --limit 4 {ONCE}",
+    "peers": f"speed --shapes small --generators pocket --peers ours,amused {ONCE}",
 }
 
 
