@@ -7,6 +7,8 @@ D hidden width · H heads · F width of the MLP · R rank of the modulation
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,13 +22,11 @@ from coda.tokenizer.layout import Grid
 # Bands of the position features, in periods per image: from half a period to the Nyquist limit of a 32-cell grid.
 _LOWEST_BAND, _HIGHEST_BAND, _NUM_BANDS = 0.5, 16.0, 16
 POSITION_FEATURES = 4 * _NUM_BANDS
+_FEW_CELLS = 64  # levels of at most so many cells are attended together on an accelerator
 
 
 class LevelAttentionProcessor:
-    """Attention within each level, through diffusers' dispatcher.
-
-    Packed levels are attended one after the other: the cost is Σ n_l², and no (N, N) mask is needed.
-    """
+    """Attention within each level, through diffusers' dispatcher."""
 
     _attention_backend: AttentionBackendName | None = None  # what model.set_attention_backend(…) sets
     _parallel_config = None
@@ -36,13 +36,50 @@ class LevelAttentionProcessor:
         query, key, value = attn.to_qkv(hidden).unflatten(-1, (3, attn.heads, -1)).unbind(-3)  # (B, N, H, D/H)
         query, key = attn.norm_q(query).to(value.dtype), attn.norm_k(key).to(value.dtype)
         # On a CPU the backward pass of attention is four times slower in bfloat16 than in float32.
-        dtype = torch.float32 if value.device.type == "cpu" else value.dtype
-        parts = [tensor.to(dtype).split(cells, 1) for tensor in (query, key, value)]
+        on_cpu = value.device.type == "cpu"
+        dtype = torch.float32 if on_cpu else value.dtype
+        query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
         with torch.autocast("cpu", enabled=False):
-            attended = [
-                dispatch_attention_fn(*level, backend=self._attention_backend) for level in zip(*parts, strict=True)
-            ]
-        return attn.to_out(torch.cat(attended, dim=1).flatten(2).to(value.dtype))
+            attended = attend_within(query, key, value, cells, 0 if on_cpu else _FEW_CELLS, self._attention_backend)
+        return attn.to_out(attended.flatten(2).to(value.dtype))
+
+
+def attend_within(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cells: Sequence[int],
+    few: int = 0,
+    backend: AttentionBackendName | None = None,
+) -> torch.Tensor:
+    """Attention (B, N, H, D/H) within runs of `cells` cells.
+
+    Levels are attended one after the other: the cost is Σ n_l², and no mask is needed. Only neighboring levels of at
+    most `few` cells are attended together, under a mask: an accelerator runs kernels that small no faster than it
+    launches them.
+    """
+    runs: list[tuple[int, ...]] = []
+    for small, neighbors in groupby(cells, key=lambda n: n <= few):
+        group = tuple(neighbors)
+        runs += [group] if small else [(n,) for n in group]
+    attended = []
+    for run, *parts in zip(runs, *(tensor.split([*map(sum, runs)], 1) for tensor in (query, key, value)), strict=True):
+        if len(run) == 1:
+            attended.append(dispatch_attention_fn(*parts, backend=backend))
+        else:
+            mask = _within(run, value.dtype, value.device)
+            q, k, v = (part.transpose(1, 2) for part in parts)
+            attended.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2))
+    return torch.cat(attended, dim=1)
+
+
+@lru_cache(maxsize=64)
+def _within(cells: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(n, n) with n = sum(cells): 0 within a run of cells, −∞ between runs."""
+    level = torch.cat([torch.full((n,), float(i), device=device) for i, n in enumerate(cells)])
+    return torch.zeros(len(level), len(level), dtype=dtype, device=device).masked_fill_(
+        level[:, None] != level, float("-inf")
+    )
 
 
 class Attention(nn.Module, AttentionModuleMixin):
@@ -101,10 +138,10 @@ class Modulation(nn.Module):
         The product with `level_of_cell`, (N, V) with a one in each row, copies a level's vector to its cells. Its
         gradient is a product, too: faster than adding to indices, and the same every time.
         """
-        parts = self.up(self.down(condition)).chunk(self.parts, dim=-1)
+        vectors = self.up(self.down(condition))
         if condition.shape[1] > 1:
-            parts = tuple(level_of_cell.to(part.dtype) @ part for part in parts)
-        return parts
+            vectors = level_of_cell.to(vectors.dtype) @ vectors
+        return vectors.chunk(self.parts, dim=-1)
 
 
 def modulated_norm(hidden: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -70,9 +70,8 @@ class MaskedCodeObjective(nn.Module):
     def __init__(self, transformer: MaskGitTransformer, weights: str = "equal", label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.transformer = transformer
-        self.register_buffer(
-            "level_weights", torch.tensor(level_weights(weights, transformer.layout)), persistent=False
-        )
+        by_level = torch.tensor(level_weights(weights, transformer.layout), device=transformer.device)
+        self.register_buffer("level_weights", by_level, persistent=False)
         self.label_smoothing = label_smoothing
 
     def forward(

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
 
 from coda.generator import MaskGitScheduler, MaskGitTransformer
-from coda.generator.blocks import position_features
+from coda.generator.blocks import attend_within, position_features
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.quantizer.resampling import prefix_latents
 
@@ -64,6 +64,16 @@ def test_a_level_alone_gives_what_packed_levels_give(model, batch):
         part = slice(model.layout.offsets[level], model.layout.offsets[level + 1])
         alone = model(codes[:, part], [prefix], labels, [level]).features
         torch.testing.assert_close(alone, packed[:, part], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cells", [(1, 4, 9, 16), (4, 9, 1), (9, 1, 4, 9, 2, 2), (4,)])
+def test_small_levels_attended_together_give_what_each_gives_alone(cells):
+    tensors = [torch.randn(2, sum(cells), 3, 8, requires_grad=True) for _ in range(3)]
+    seen = torch.randn(2, sum(cells), 3, 8)
+    alone, together = (attend_within(*tensors, cells, few=few) for few in (0, 8))
+    torch.testing.assert_close(together, alone)
+    found, expected = (torch.autograd.grad((each * seen).sum(), tensors) for each in (together, alone))
+    torch.testing.assert_close(found, expected)
 
 
 @torch.no_grad()

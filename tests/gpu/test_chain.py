@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,15 +24,21 @@ SCRIPT = Path(__file__).parents[1] / "train_and_keep.py"
 SMALL = ["--size", "16", "--steps", "4", "--batch-size", "8"]
 
 
-def run_chain(folder: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All commands in `folder`, on eight images of two classes."""
-    folder.mkdir()
-    monkeypatch.chdir(folder)
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Eight images of two classes."""
     for number in range(8):
         image = Image.effect_noise((5, 6), 120).resize((20, 24), Image.Resampling.BICUBIC)
-        place = folder / "photos" / "ab"[number % 2] / f"{number}.png"
+        place = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         image.rotate(number).convert("RGB").save(place)
+    return tmp_path / "photos"
+
+
+def run_chain(photos: Path, folder: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All commands in `folder`."""
+    shutil.copytree(photos, folder / "photos")
+    monkeypatch.chdir(folder)
     for words in (
         ["train-vae", "--data", "photos", "--factor", "4", "--latent-channels", "4", *SMALL],
         ["adapt", "--data", "photos", "--codebook-size", "32", "--lora-rank", "2", *SMALL],
@@ -58,10 +65,10 @@ def quality(folder: Path) -> float:
 
 
 @pytest.mark.gpu
-def test_the_chain(cuda: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chain(cuda: torch.device, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [tmp_path / "cpu", tmp_path / cuda.type]
     for folder in folders:
-        run_chain(folder, folder.name, monkeypatch)
+        run_chain(photos, folder, folder.name, monkeypatch)
     expected, found = map(first_losses, folders)
     assert found == pytest.approx(expected, rel=0.05)
     assert quality(folders[1]) == pytest.approx(quality(folders[0]), abs=0.5)

@@ -46,14 +46,15 @@ class _Resize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        rows, columns = (_resizing_matrix(*shape, ctx.mode, grad[0].device) for shape in ctx.shapes)
-        return (rows.T @ grad[0].to(rows.dtype) @ columns).to(grad[0].dtype), None, None
+        dtype = torch.promote_types(grad[0].dtype, torch.float32)
+        rows, columns = (_resizing_matrix(*shape, ctx.mode, dtype, grad[0].device) for shape in ctx.shapes)
+        return (rows.T @ grad[0].to(dtype) @ columns).to(grad[0].dtype), None, None
 
 
 @lru_cache(maxsize=256)
-def _resizing_matrix(length: int, new: int, mode: str, device: torch.device) -> torch.Tensor:
-    """(new, length) float32: both modes are separable, so this along each axis is what `F.interpolate` computes."""
-    lines = torch.eye(length, device=device)[:, None, :, None]  # as images of one column
+def _resizing_matrix(length: int, new: int, mode: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(new, length): both modes are separable, so this along each axis is what `F.interpolate` computes."""
+    lines = torch.eye(length, dtype=dtype, device=device)[:, None, :, None]  # as images of one column
     return F.interpolate(lines, size=(new, 1), mode=mode)[:, 0, :, 0].T.contiguous()
 
 

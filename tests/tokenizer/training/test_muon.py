@@ -12,15 +12,16 @@ def normal(*shape, seed=0):
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6)])
 def test_orthogonalize_moves_singular_values_near_one(shape):
-    left, values, right = torch.linalg.svd(normal(*shape), full_matrices=False)
-    found = orthogonalize((left * torch.linspace(0.05, 3, len(values))) @ right)
-    moved = left.T @ found @ right.T  # the singular vectors stay
-    assert moved.diag().min() > 0.6 and moved.diag().max() < 1.3
-    torch.testing.assert_close(moved - moved.diag().diag(), torch.zeros_like(moved), atol=1e-4, rtol=0)
+    left, values, right = torch.linalg.svd(normal(3, *shape), full_matrices=False)
+    found = orthogonalize((left * torch.linspace(0.05, 3, values.shape[1])) @ right)
+    moved = left.mT @ found @ right.mT  # the singular vectors stay
+    diagonal = moved.diagonal(dim1=1, dim2=2)
+    assert diagonal.min() > 0.6 and diagonal.max() < 1.3
+    torch.testing.assert_close(moved - diagonal.diag_embed(), torch.zeros_like(moved), atol=1e-4, rtol=0)
 
 
 def test_orthogonalize_leaves_zero_at_zero():
-    assert not orthogonalize(torch.zeros(3, 5)).any()
+    assert not orthogonalize(torch.zeros(2, 3, 5)).any()
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
@@ -34,6 +35,23 @@ def test_it_updates_matrices_as_torchs_muon(shape):
             optimizer.param_groups[0]["lr"] = 0.01 * (step + 1)
             optimizer.step()
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_matrices_of_one_shape_are_updated_as_each_alone(device):
+    together = [nn.Parameter(normal(6, 4, seed=seed).to(device)) for seed in range(3)]
+    alone = [nn.Parameter(parameter.detach().clone()) for parameter in together]
+    optimizers = [Muon(together), *(Muon([parameter]) for parameter in alone)]
+    for step in range(2):
+        for number, parameters in enumerate(zip(together, alone, strict=True)):
+            for parameter in parameters:
+                parameter.grad = normal(6, 4, seed=10 * step + number).to(device)
+        together[1].grad = alone[1].grad = None
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 0.1
+            optimizer.step()
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch.equal(together[1], normal(6, 4, seed=1).to(device))
 
 
 def test_a_convolution_counts_as_a_matrix_in_every_memory_format():
