@@ -34,14 +34,13 @@ class LevelAttentionProcessor:
     def __call__(self, attn: Attention, hidden: torch.Tensor, cells: Sequence[int]) -> torch.Tensor:
         """Attend within runs of `cells` cells: (B, N, D) -> (B, N, D), sum(cells) = N."""
         query, key, value = attn.to_qkv(hidden).unflatten(-1, (3, attn.heads, -1)).unbind(-3)  # (B, N, H, D/H)
-        query, key = attn.norm_q(query).to(value.dtype), attn.norm_k(key).to(value.dtype)
-        # On a CPU the backward pass of attention is four times slower in bfloat16 than in float32.
-        on_cpu = value.device.type == "cpu"
-        dtype = torch.float32 if on_cpu else value.dtype
-        query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
+        dtype, on_cpu = value.dtype, value.device.type == "cpu"
+        query, key = attn.norm_q(query).to(dtype), attn.norm_k(key).to(dtype)
+        if on_cpu:  # where the backward pass of attention is four times slower in bfloat16 than in float32
+            query, key, value = query.float(), key.float(), value.float()
         with torch.autocast("cpu", enabled=False):
             attended = attend_within(query, key, value, cells, 0 if on_cpu else _FEW_CELLS, self._attention_backend)
-        return attn.to_out(attended.flatten(2).to(value.dtype))
+        return attn.to_out(attended.flatten(2).to(dtype))
 
 
 def attend_within(
