@@ -18,10 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from coda.benchmarks import Report
-from coda.benchmarks.reports.provenance import hardware
 from coda.benchmarks.settings import JudgeSettings
 from coda.generator import MaskGitScheduler, train_maskgit
 from coda.generator.settings import MaskGitSettings
@@ -32,7 +29,7 @@ from coda.tokenizer.foundation.device import resolve_device
 from coda.tokenizer.foundation.errors import CodaError
 from coda.tokenizer.foundation.reading import read_json
 from coda.tokenizer.foundation.settings import Settings
-from coda.tokenizer.images import open_images
+from coda.tokenizer.images import ImageSource, open_images
 from coda.tokenizer.images.imagenet import imagenet_classes
 from coda.tokenizer.presets import adapt_preset
 from coda.tokenizer.settings import AdaptSettings, RunOptions, TokenizeSettings, VaeSettings
@@ -44,29 +41,26 @@ from ..commands.model import load_whole_pipeline
 from ..model_card import model_card
 
 # Goldfish, jellyfish, king penguin, golden retriever, tabby, lion, monarch, school bus, pizza, alp.
-JUDGED = (1, 107, 145, 207, 281, 291, 323, 779, 963, 970)
-_STAGES = "stages.json"  # seconds and hardware of what is made
+CLASSES = (1, 107, 145, 207, 281, 291, 323, 779, 963, 970)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The settings of all stages.
 
-    Attributes:
-        sampling: Settings of the scheduler, where not as the training left it.
-        judged: Classes that are sampled for the judgment, and among which the classifier chooses.
+    The VAE learns from all images, the rest from those of `classes`.
     """
 
-    vae: VaeSettings = VaeSettings(steps=16_000, batch_size=32, ema_decay=0.999)
-    tokenizer: AdaptSettings = adapt_preset("tiny-64", decoder_steps=1_000, batch_size=64)
-    codes: TokenizeSettings = TokenizeSettings(flip=True, batch_size=256)
+    classes: Sequence[int] = CLASSES
+    vae: VaeSettings = VaeSettings(width=64, steps=4500, batch_size=32, ema_decay=0.999, perceptual_weight=0.3)
+    tokenizer: AdaptSettings = adapt_preset("tiny-64")
+    codes: TokenizeSettings = TokenizeSettings(flip=True)
     generator: MaskGitSettings = MaskGitSettings(
-        preset="compact", steps=4_000, batch_size=512, optimizer="muon", lr=2e-3, ema_decay=0.998, mask_all=0.25,
-        level_weights="sqrt", keep="best",
+        preset="tiny", hidden_size=256, depth=6, num_heads=4, steps=2_000, batch_size=64, optimizer="muon", lr=2e-3,
+        ema_decay=0.998, mask_all=0.25, level_weights="sqrt", keep="best", validate_every=250,
     )  # fmt: skip
-    sampling: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # of the scheduler, where not as the training left it
     judgment: JudgeSettings = JudgeSettings()
-    judged: Sequence[int] = JUDGED
 
 
 def make_model(
@@ -98,30 +92,30 @@ def make_model(
         CodaError: As the stages.
     """
     images, unseen = (open_images(place, num_classes=len(imagenet_classes())) for place in (data, validation))
-    device = resolve_device(run.device)
+    chosen, chosen_unseen = (_of_classes(source, recipe.classes) for source in (images, unseen))
     if tokenizer is None:
         if vae is None:
-            with _recorded(out, "train-vae", device):
-                vae = str(train_vae(images, out / "vae", recipe.vae, run, unseen))
-        with _recorded(out, "adapt", device):
-            tokenizer = str(adapt(vae, images, out / "adapted", recipe.tokenizer, run, unseen))
+            with _timed(out, "vae"):
+                vae = str(train_vae(images, out / "vae", recipe.vae, run, chosen_unseen))
+        with _timed(out, "adapt"):
+            tokenizer = str(adapt(vae, chosen, out / "adapted", recipe.tokenizer, run, chosen_unseen))
     rounded = round_weights(tokenizer, out / "tokenizer")
     if generator is None:
-        with _recorded(out, "tokenize-dataset", device):
-            cache = tokenize_dataset(rounded, images, out / "cache", recipe.codes, run).path
-            held_out = tokenize_dataset(rounded, unseen, out / "validation-cache", run=run).path
-        with _recorded(out, "train-maskgit", device):
+        with _timed(out, "tokenize-dataset"):
+            cache = tokenize_dataset(rounded, chosen, out / "cache", recipe.codes, run).path
+            held_out = tokenize_dataset(rounded, chosen_unseen, out / "validation-cache", run=run).path
+        with _timed(out, "train-maskgit"):
             generator = str(train_maskgit(cache, out / "generator", recipe.generator, run, rounded, held_out))
     model = pack(generator, rounded, out / "model", recipe.sampling)
     pipeline = load_whole_pipeline(str(model))
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
-    judged = recipe.judgment, run, recipe.judged
-    report = judge_pipeline(pipeline, "bundled", images, unseen, out / "judgment", *judged)
+    with _timed(out, "judge"):
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.to(resolve_device(run.device))
+        report = judge_pipeline(pipeline, "bundled", chosen, chosen_unseen, out / "judgment", recipe.judgment, run)
     for name in ("report.json", "nearest.png"):
         write_bytes(model / name, (out / "judgment" / name).read_bytes())
-    counts = len(images), len(unseen)
-    sections = {"Training": _training(counts, recipe, _stages(out)), "Judgment": _judgment(report)}
+    counts = len(images), len(chosen), len(chosen_unseen)
+    sections = {"Training": _training(counts, recipe, _seconds(out)), "Judgment": _judgment(report)}
     results = report.to_eval_results("unconditional-image-generation", "Tiny ImageNet")
     write_bytes(model / "README.md", model_card(pipeline, "bundled", sections, results).encode())
     return model
@@ -160,30 +154,36 @@ def pack(generator: str | Path, tokenizer: Path, out: Path, sampling: Mapping[st
     return publish_directory(partial, out, overwrite=True)
 
 
-def _training(counts: tuple[int, int], recipe: Recipe, made: Mapping[str, Mapping[str, Any]]) -> str:
-    """The card's section on data, settings, hours and hardware."""
-    total, unseen = counts
-    mirrored = ", the generator also from their mirror images" if recipe.codes.flip else ""
+def _of_classes(source: ImageSource, classes: Sequence[int]) -> ImageSource:
+    """The images of some classes; they keep ImageNet's labels."""
+    return source.subset([i for i in range(len(source)) if source.label(i) in classes])
+
+
+def _training(counts: tuple[int, int, int], recipe: Recipe, seconds: Mapping[str, float]) -> str:
+    """The card's section on data, settings and hours."""
+    total, chosen, unseen = counts
+    mirrored = " and their mirror images" if recipe.codes.flip else ""
     lines = [
-        f"Made by `coda.pipeline.bundled.train` from {total:,} images of Tiny ImageNet{mirrored}; {unseen:,} others "
-        "validate. The photos are ImageNet's, whose terms allow research that is not commercial.",
+        f"Made by `coda.pipeline.bundled.train` from Tiny ImageNet: the VAE learns from all {total:,} images, "
+        f"tokenizer and generator from the {chosen:,} of its classes{mirrored}; {unseen:,} others validate. "
+        "The photos are ImageNet's, whose terms allow research that is not commercial.",
         "",
-        "| stage | minutes | hardware | settings other than the defaults |",
-        "| --- | --- | --- | --- |",
+        "| stage | hours | settings other than the defaults |",
+        "| --- | --- | --- |",
     ]
     stages: dict[str, Settings] = {
-        "train-vae": recipe.vae,
+        "vae": recipe.vae,
         "adapt": recipe.tokenizer,
         "tokenize-dataset": recipe.codes,
         "train-maskgit": recipe.generator,
     }
     for stage, settings in stages.items():
-        if stage not in made:
-            lines.append(f"| {stage} | | | made by another run |")
+        if stage not in seconds:
+            lines.append(f"| {stage} | | made by another run |")
             continue
         changed = (f.name for f in settings.declared() if getattr(settings, f.name) != f.default)
         words = ", ".join(f"{name} {getattr(settings, name)}" for name in changed)
-        lines.append(f"| {stage} | {made[stage]['seconds'] / 60:.1f} | {made[stage]['hardware']} | {words} |")
+        lines.append(f"| {stage} | {seconds[stage] / 3600:.2f} | {words} |")
     return "\n".join(lines)
 
 
@@ -194,20 +194,18 @@ def _judgment(report: Report) -> str:
 
 
 @contextmanager
-def _recorded(out: Path, stage: str, device: torch.device) -> Iterator[None]:
-    """Note the hardware of a stage, and add the time that it takes to what earlier runs of it took."""
+def _timed(out: Path, stage: str) -> Iterator[None]:
+    """Add the time that a stage takes to what earlier runs of it took."""
     began = time.monotonic()
     try:
         yield
     finally:
-        made, found = _stages(out), hardware(device)
-        words = found.get("gpu") or f"{found['cores']} cores of {found['cpu']}"
-        made.setdefault(stage, {"seconds": 0, "hardware": words})["seconds"] += time.monotonic() - began
-        write_json(out / _STAGES, made)
+        seconds = _seconds(out)
+        write_json(out / "seconds.json", seconds | {stage: seconds.get(stage, 0) + time.monotonic() - began})
 
 
-def _stages(out: Path) -> dict[str, dict[str, Any]]:
-    file = out / _STAGES
+def _seconds(out: Path) -> dict[str, float]:
+    file = out / "seconds.json"
     return read_json(file) if file.is_file() else {}
 
 

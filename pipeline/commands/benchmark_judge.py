@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,18 +56,14 @@ def judge_pipeline(
     out: Path,
     settings: JudgeSettings,
     run: RunOptions,
-    classes: Sequence[int] | None = None,
 ) -> Report:
-    """`benchmarks.judge_generator` for a pipeline on its device, which the report calls `model`.
-
-    `classes` are those to sample; by default all that the model knows.
-    """
+    """`benchmarks.judge_generator` for a pipeline on its device, which the report calls `model`."""
     from coda.tokenizer.fingerprint import weights_digest
 
     known = pipeline.classes
     if not known.seen:
         raise CodaError(f"{model} knows no classes; coda benchmark gfid measures models without classes")
-    names = {i: known[i].wnid or ", ".join(known[i].names) for i in classes or known.seen}
+    names = {i: known[i].wnid or ", ".join(known[i].names) for i in known.seen}
     record = sampling_record(pipeline, model) | {"weights": weights_digest("", pipeline.transformer)}
     return benchmarks.judge_generator(
         sampler_of(pipeline), pipeline.tokenizer, data, validation, out, settings, run,

@@ -76,6 +76,12 @@ def test_small_levels_attended_together_give_what_each_gives_alone(cells):
     torch.testing.assert_close(found, expected)
 
 
+def test_levels_attended_together_compile():
+    tensors = [torch.randn(2, 21, 2, 8) for _ in range(3)]
+    compiled = torch.compile(attend_within, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors, (1, 4, 16), 64), attend_within(*tensors, (1, 4, 16), 64))
+
+
 @torch.no_grad()
 def test_cells_differ_by_position_and_level(model):
     masked = torch.full((1, model.layout.num_tokens), K)

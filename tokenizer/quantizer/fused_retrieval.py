@@ -31,7 +31,6 @@ from .retrieval import EPSILON
 
 _PROGRAMS = 264  # programs to start if there are enough codes: two for each multiprocessor of an H100
 _FEWEST_CODES = 1024  # codes of a split; with fewer, joining costs more than it saves
-_WIDEST_IN_TF32 = 48  # padded d + C of three TF32 products: 74 KiB of shared memory; 99 KiB is what small GPUs have
 
 
 class Blocks(NamedTuple):
@@ -281,24 +280,16 @@ class _Launch:
         self.inverse_tau = 1 / temperature
         self.d = {"d": q.shape[1], "d_pad": _padded(q.shape[1])}
         self.c = {"c": v.shape[1], "c_pad": _padded(v.shape[1])}
-        self.size = {"tokens": blocks.tokens, "width": blocks.codes, "precision": self._precision()}
+        # TF32 holds half-precision numbers exactly, and runs on tensor cores. Three products of TF32 would be faster for
+        # float32, but keys set by k-means differ by less than they round (docs/LOG.md).
+        precision = "ieee" if q.dtype == torch.float32 else "tf32"
+        self.size = {"tokens": blocks.tokens, "width": blocks.codes, "precision": precision}
         self.token_blocks = triton.cdiv(self.n, blocks.tokens)
         self.code_blocks = triton.cdiv(self.codes, blocks.codes)
         # Enough splits to fill the GPU, each a whole number of blocks and none empty.
         most = max(1, min(triton.cdiv(_PROGRAMS, self.token_blocks), self.codes // _FEWEST_CODES))
         self.split_codes = triton.cdiv(self.code_blocks, most) * blocks.codes
         self.splits = triton.cdiv(self.codes, self.split_codes)
-
-    def _precision(self) -> str:
-        """How products are computed: on tensor cores, where that is exact and fits a program's shared memory.
-
-        TF32 holds half-precision numbers exactly. For float32, three products of TF32 are as exact as one of float32,
-        and all kernels together take 1.2 instead of 3.2 ms (H200, 1,024 tokens, 65,536 codes, d 32, C 16).
-        """
-        if self.q.dtype != torch.float32:
-            return "tf32"
-        has_tf32 = self.q.is_cuda and torch.cuda.get_device_capability(self.q.device) >= (8, 0)
-        return "tf32x3" if has_tf32 and self.d["d_pad"] + self.c["c_pad"] <= _WIDEST_IN_TF32 else "ieee"
 
     def search(self, weigh: bool) -> tuple[torch.Tensor, ...]:
         """Codes (N,), the largest logit (N,); and with `weigh` Σ e^s v (N, C), Σ e^s, Σ e^x, Σ e^x x (N,)."""
