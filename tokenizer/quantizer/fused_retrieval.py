@@ -280,8 +280,8 @@ class _Launch:
         self.inverse_tau = 1 / temperature
         self.d = {"d": q.shape[1], "d_pad": _padded(q.shape[1])}
         self.c = {"c": v.shape[1], "c_pad": _padded(v.shape[1])}
-        # TF32 holds half-precision numbers exactly, and runs on tensor cores. Three products of TF32 would be faster for
-        # float32, but keys set by k-means differ by less than they round (docs/LOG.md).
+        # TF32 holds half-precision numbers exactly, and runs on tensor cores. Three products of TF32 would be faster
+        # than one of float32, but keys set by k-means differ by less than they round (docs/LOG.md).
         precision = "ieee" if q.dtype == torch.float32 else "tf32"
         self.size = {"tokens": blocks.tokens, "width": blocks.codes, "precision": precision}
         self.token_blocks = triton.cdiv(self.n, blocks.tokens)
