@@ -26,7 +26,7 @@ _FEW_CELLS = 64  # levels of at most so many cells are attended together on an a
 
 
 class LevelAttentionProcessor:
-    """Attention within each level, through diffusers' dispatcher."""
+    """Attention within each level: through diffusers' dispatcher, or torch's own where small levels share a mask."""
 
     _attention_backend: AttentionBackendName | None = None  # what model.set_attention_backend(…) sets
     _parallel_config = None
@@ -65,7 +65,7 @@ def attend_within(
     for run, *parts in zip(runs, *(tensor.split([*map(sum, runs)], 1) for tensor in (query, key, value)), strict=True):
         if len(run) == 1:
             attended.append(dispatch_attention_fn(*parts, backend=backend))
-        else:
+        else:  # torch's own, because not every backend takes a mask
             mask = _within(run, value.dtype, value.device)
             q, k, v = (part.transpose(1, 2) for part in parts)
             attended.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2))
@@ -76,9 +76,8 @@ def attend_within(
 def _within(cells: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """(n, n) with n = sum(cells): 0 within a run of cells, −∞ between runs."""
     level = torch.cat([torch.full((n,), float(i), device=device) for i, n in enumerate(cells)])
-    return torch.zeros(len(level), len(level), dtype=dtype, device=device).masked_fill_(
-        level[:, None] != level, float("-inf")
-    )
+    mask = torch.zeros(len(level), len(level), dtype=dtype, device=device)
+    return mask.masked_fill_(level[:, None] != level, float("-inf"))
 
 
 class Attention(nn.Module, AttentionModuleMixin):

@@ -18,8 +18,8 @@ from coda.tokenizer.quantizer.resampling import prefix_latents
 from .masking import TrainingDraw
 from .transformer import MaskGitTransformer
 
-LOGITS_AT_ONCE = 1 << 23  # rows × K of one chunk: 32 MiB in float32
-_TIMES_ON_ACCELERATOR = 8  # as many: smaller chunks take longer to launch than to compute
+LOGITS_AT_ONCE = 1 << 23  # rows × K of one chunk on a CPU: 32 MiB in float32
+_ON_ACCELERATOR = 1 << 26  # where smaller chunks take longer to launch than to compute
 
 
 def level_weights(law: str, layout: CodeLayout) -> tuple[float, ...]:
@@ -139,7 +139,7 @@ def chunked_cross_entropy(
         smoothing, (M,), without gradient.
     """
     if logits_at_once is None:
-        logits_at_once = LOGITS_AT_ONCE * (1 if features.device.type == "cpu" else _TIMES_ON_ACCELERATOR)
+        logits_at_once = LOGITS_AT_ONCE if features.device.type == "cpu" else _ON_ACCELERATOR
     loss, rows = _ChunkedCrossEntropy.apply(features, head, targets, weights, logits_at_once, label_smoothing)
     return loss, rows
 

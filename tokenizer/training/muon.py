@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
@@ -44,12 +43,13 @@ class Muon(torch.optim.Optimizer):
         """
         for group in self.param_groups:
             lr, decay = group["lr"], group["weight_decay"]
-            together: dict[Any, list[torch.Tensor]] = defaultdict(list)
+            together: dict[object, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
             for number, parameter in enumerate(group["params"]):
                 if parameter.grad is not None:
-                    together[number if parameter.device.type == "cpu" else parameter.shape].append(parameter)
-            for parameters in together.values():
-                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+                    alone = parameter.device.type == "cpu"
+                    together[number if alone else parameter.shape].append((parameter, parameter.grad))
+            for pairs in together.values():
+                parameters, gradients = map(list, zip(*pairs, strict=True))
                 momenta = [self._momentum(parameter) for parameter in parameters]
                 torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
                 matrices = [nesterov.flatten(1) for nesterov in torch._foreach_lerp(gradients, momenta, _MOMENTUM)]
