@@ -78,6 +78,9 @@ class VaeSettings(TrainingSettings):
     width: Count | None = setting(
         None, "Channels: of patch at half resolution (default 32), of kl and tiny at full resolution (default 16)."
     )
+    layers_per_block: tuple[Count, ...] | None = setting(
+        None, "Residual blocks of patch at 1/2, 1/4, … of the images' size (1,2,2); by default one at each."
+    )
     steps: Count = setting(3000, "Optimizer steps.")
     batch_size: Count = setting(32, "Images per step, over all processes.")
     optimizer: OptimizerName = setting("muon", OPTIMIZER_HELP)

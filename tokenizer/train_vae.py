@@ -217,7 +217,9 @@ def _autoencoder(settings: VaeSettings) -> Any:
     width = settings.width or (32 if settings.architecture == "patch" else 16)
     if settings.architecture == "patch":
         stages = [width * min(1 << i, 4) for i in range(halvings)]
-        return AutoencoderPatch(3, settings.latent_channels, stages, [1, *[2] * (halvings - 1)])
+        return AutoencoderPatch(3, settings.latent_channels, stages, settings.layers_per_block or (1,) * halvings)
+    if settings.layers_per_block:
+        raise CodaError(f"layers_per_block is for the architecture patch, not for {settings.architecture}")
     if settings.architecture == "tiny":
         widths = (width,) * (halvings + 1)
         return AutoencoderTiny(

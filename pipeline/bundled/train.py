@@ -52,7 +52,9 @@ class Recipe:
     """
 
     classes: Sequence[int] = CLASSES
-    vae: VaeSettings = VaeSettings(width=64, steps=4500, batch_size=32, ema_decay=0.999, perceptual_weight=0.3)
+    vae: VaeSettings = VaeSettings(
+        width=64, layers_per_block=(1, 2, 2), steps=4500, batch_size=32, ema_decay=0.999, perceptual_weight=0.3
+    )  # fmt: skip
     tokenizer: AdaptSettings = adapt_preset("tiny-64")
     codes: TokenizeSettings = TokenizeSettings(flip=True)
     generator: MaskGitSettings = MaskGitSettings(

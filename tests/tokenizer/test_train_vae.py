@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from safetensors.torch import load_file
 
 from coda.tokenizer import CodaError, load_vae
@@ -111,6 +112,12 @@ def test_every_setting_does_something(tmp_path, source, plain, changed):
     assert any(not torch.equal(tensor, other[name]) for name, tensor in weights(plain).items())
 
 
+def test_residual_blocks_are_one_per_size_or_as_many_as_given(tmp_path, source, plain):
+    deeper = train_vae(source(), tmp_path / "vae", small(layers_per_block=(1, 3)), CPU)
+    counts = [sum(isinstance(m, ResnetBlock2D) for m in load_vae(path).modules()) for path in (plain, deeper)]
+    assert counts == [2 * (1 + 1), 2 * (1 + 3)]  # in encoder and decoder
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -118,6 +125,8 @@ def test_every_setting_does_something(tmp_path, source, plain, changed):
         (dict(size=18), "size 18 is not a multiple of the factor, 4"),
         (dict(architecture="kl", width=10), "width 10 is not a multiple of 4"),
         (dict(width=12), "a width of 12 is not a multiple of 16"),
+        (dict(layers_per_block=(1, 2, 2)), "layers_per_block 1,2,2: expected 2 numbers, one per halving of the size"),
+        (dict(architecture="kl", layers_per_block=(1, 2)), "layers_per_block is for the architecture patch, not for kl"),
         (dict(latent_channels=49), "latent_channels 49: expected 1 to the 48 values of a patch"),
     ],
     ids=str,

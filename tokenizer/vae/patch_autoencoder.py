@@ -41,12 +41,16 @@ class AutoencoderPatch(ModelMixin, ConfigMixin):
         in_channels: int = 3,
         latent_channels: int = 16,
         block_out_channels: Sequence[int] = (32, 64, 128),
-        layers_per_block: Sequence[int] = (1, 2, 2),
+        layers_per_block: Sequence[int] = (1, 1, 1),
     ) -> None:
         super().__init__()
-        if len(block_out_channels) != len(layers_per_block) or not block_out_channels:
-            raise CodaError("block_out_channels and layers_per_block need one entry each per halving of the size")
-        values = in_channels * 4 ** len(block_out_channels)
+        halvings = len(block_out_channels)
+        if not halvings:
+            raise CodaError("block_out_channels is empty: expected one width per halving of the size")
+        if len(layers_per_block) != halvings:
+            given = ",".join(map(str, layers_per_block))
+            raise CodaError(f"layers_per_block {given}: expected {halvings} numbers, one per halving of the size")
+        values = in_channels * 4**halvings
         if not 0 < latent_channels <= values:
             raise CodaError(f"latent_channels {latent_channels}: expected 1 to the {values} values of a patch")
         for width in block_out_channels:

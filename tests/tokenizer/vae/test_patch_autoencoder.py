@@ -96,7 +96,8 @@ def test_components_do_not_depend_on_batches():
     ("config", "message"),
     [
         ({"latent_channels": 13, "block_out_channels": [16], "layers_per_block": [1]}, "1 to the 12 values"),
-        ({"block_out_channels": [16, 16], "layers_per_block": [1]}, "one entry each per halving"),
+        ({"block_out_channels": [16, 16], "layers_per_block": [1]}, "layers_per_block 1: expected 2 numbers"),
+        ({"block_out_channels": [], "layers_per_block": []}, "block_out_channels is empty"),
         ({"block_out_channels": [20], "layers_per_block": [1], "latent_channels": 4}, "multiple of 16"),
     ],
 )
