@@ -1,4 +1,4 @@
-"""Train a small continuous VAE, if you have no pretrained one.
+"""Train a small continuous VAE, if you have no pretrained one, or go on training one that you have.
 
 The default architecture starts as the principal components of patches, the best linear autoencoder. Losses are
 L1 + L2 + perceptual loss + a small KL divergence, on images of one size. The result is a directory for `load_vae`, with
@@ -9,6 +9,7 @@ Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, h, w) with H = factor · 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,11 +21,13 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from .fingerprint import weights_digest
 from .foundation.distributed import Processes
 from .foundation.errors import CodaError
 from .foundation.launcher import check_batch_size, rank_and_world_size
 from .foundation.progress import progress
 from .foundation.seeding import derived_seed, step_generator
+from .foundation.strict_loading import check_weights_finite
 from .images import ImageSource, image_batches, open_images, to_unit, training_batches
 from .settings import RunOptions, VaeSettings
 from .training.losses import ReconstructionLoss, kl_loss
@@ -39,12 +42,14 @@ from .training.optimization import (
 from .training.run_directory import RunDirectory
 from .training.validation import Validation, split_validation
 from .vae.continuous_vae import ContinuousVAE, measure_normalization
+from .vae.load import load_vae
 from .vae.patch_autoencoder import AutoencoderPatch, initialize_from_principal_components
 
 _START_IMAGES = 2048  # for the principal components at the start
 _LOG_VARIANCE = -6.0  # of AutoencoderKL's posterior at the start: at 0 the noise hides the mean
 _STATISTICS_IMAGES = 256  # for the normalization at the end
 _CHECKPOINT_EVERY = 250  # steps
+_SETTINGS_OF_A_NEW_VAE = ("architecture", "factor", "latent_channels", "width", "layers_per_block")
 
 
 def train_vae(
@@ -53,6 +58,7 @@ def train_vae(
     settings: VaeSettings = VaeSettings(),
     run: RunOptions = RunOptions(),
     validation: str | Path | ImageSource | None = None,
+    vae: str | Path | ContinuousVAE | None = None,
 ) -> Path:
     """Train a VAE on images. Rerun the same call to resume an interrupted run.
 
@@ -62,29 +68,31 @@ def train_vae(
         settings: What is trained, and how.
         run: Device, precision, workers, checkpoints.
         validation: Images to validate on, as `open_images` takes them; None sets a share of `data` aside.
+        vae: A loaded VAE (not changed), or what `load_vae` takes, to go on training; None makes a new one.
 
     Returns:
         `out`.
 
     Raises:
-        CodaError: If settings do not fit together, or the images or `out` cannot be used.
+        CodaError: If settings do not fit together, or the VAE, the images or `out` cannot be used.
     """
     accelerator = start_accelerator(run.device, run.dtype)
     check_batch_size(settings.batch_size)
     source = open_images(data)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed("initial weights", settings.seed))
-        vae = ContinuousVAE(_autoencoder(settings))
+    start = _new_vae(settings) if vae is None else _without_normalization(vae, settings)
     source, held_out = split_validation(source, validation, settings.validation_share, settings.seed)
-    record = {**asdict(settings), "data": source.fingerprint}
+    started_from = None if vae is None else weights_digest(start.config["image_range"], start)
+    record = {**asdict(settings), "vae": started_from, "data": source.fingerprint}
     directory = open_run_directory(accelerator, out, "vae", record, run.overwrite)
     if not directory.complete:
-        _train(vae, source, held_out, directory, settings, run, accelerator)
+        from_components = vae is None and settings.architecture == "patch"
+        _train(start, from_components, source, held_out, directory, settings, run, accelerator)
     return directory.path
 
 
 def _train(
     vae: ContinuousVAE,
+    from_components: bool,
     source: ImageSource,
     held_out: ImageSource,
     directory: RunDirectory,
@@ -94,7 +102,7 @@ def _train(
 ) -> None:
     """The training loop, from the newest checkpoint to the finished directory."""
     checkpoint = directory.latest()
-    if settings.architecture == "patch" and checkpoint is None:
+    if from_components and checkpoint is None:
         start_images = _random_images(source, settings, run, _START_IMAGES, "principal components")
         initialize_from_principal_components(vae.autoencoder, start_images)
     reconstruction_loss = ReconstructionLoss(settings).to(accelerator.device)
@@ -204,6 +212,25 @@ class VAEForTraining(nn.Module):
         noise = torch.randn(len(mean) * count, *mean.shape[1:], generator=generator)  # on the CPU: equal on all devices
         noise = noise[rank::count].to(mean)
         return self.vae.decode(mean + torch.exp(0.5 * logvar) * noise), mean, logvar
+
+
+def _without_normalization(vae: str | Path | ContinuousVAE, settings: VaeSettings) -> ContinuousVAE:
+    """A copy of a VAE in float32 to go on training; the normalization is measured at the end."""
+    for setting in settings.declared():
+        if setting.name in _SETTINGS_OF_A_NEW_VAE and getattr(settings, setting.name) != setting.default:
+            raise CodaError(f"{setting.name} is for a new VAE; the one to start from has its own")
+    base = (load_vae(vae) if isinstance(vae, str | Path) else copy.deepcopy(vae)).float()
+    check_weights_finite(base.state_dict(), "the VAE")
+    if settings.size % base.factor:
+        raise CodaError(f"size {settings.size} is not a multiple of the factor, {base.factor}")
+    return ContinuousVAE(base.autoencoder, image_range=base.config["image_range"])
+
+
+def _new_vae(settings: VaeSettings) -> ContinuousVAE:
+    """A VAE with random weights, which the seed decides."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed("initial weights", settings.seed))
+        return ContinuousVAE(_autoencoder(settings))
 
 
 def _autoencoder(settings: VaeSettings) -> Any:

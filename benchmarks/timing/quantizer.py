@@ -109,7 +109,7 @@ def time_quantizers(
 def _time(shape: QuantizerShape, device: torch.device, repeats: int, seed: int) -> dict[str, Measured]:
     """Everything that is timed at one shape and one K, by its name."""
     quantizer, latents = _make_quantizer(shape, device, seed)
-    best = retrieval_backend(device, quantizer.dtype, max(shape.attention_dim, shape.latent_channels))
+    best = retrieval_backend(device, quantizer.dtype, shape.attention_dim, shape.latent_channels)
     backends: list[Backend] = ["tiled"] if best == "tiled" else ["tiled", "fused"]
     works: dict[str, Work] = {}
     for backend in backends:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..cli.arguments import COMMON, arguments_of
+from typing import Annotated, Literal
+
+from ..cli.arguments import COMMON, Help, arguments_of
 from . import COMMANDS, GROUPS, load_command
 
 _SCRIPT = """\
@@ -15,16 +17,18 @@ _coda() {
   COMPREPLY=($(compgen -W "$words" -- "$current"))
 }
 complete -o default -F _coda coda"""
+_ZSH = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"  # zsh then runs scripts for bash
 
 
-def completion() -> str:
-    """Print a script for bash that completes commands, flags and the words that a flag takes; elsewhere, file names.
+def completion(shell: Annotated[Literal["bash", "zsh"], Help("The shell.")] = "bash") -> str:
+    """Print a script that completes commands, flags and the words that a flag takes; elsewhere, file names.
 
-    A line `eval "$(coda completion)"` in ~/.bashrc runs it in every new shell; in ~/.zshrc it needs `autoload -U +X
-    compinit bashcompinit && compinit && bashcompinit` before it.
+    A line `eval "$(coda completion bash)"` in ~/.bashrc, or `eval "$(coda completion zsh)"` in ~/.zshrc, runs it in
+    every new shell.
 
     Examples:
-        coda completion
+        coda completion bash
+        coda completion zsh
     """
     words = {"": list(dict.fromkeys(name.split()[0] for name in COMMANDS))}
     words |= {f"{group} ": [name.split()[1] for name in COMMANDS if name.startswith(f"{group} ")] for group in GROUPS}
@@ -36,4 +40,4 @@ def completion() -> str:
                 cases.append(f'    "{name} "*"{flag.label} ") words="{" ".join(map(str, flag.kind.choices))}" ;;')
         spelled = (f"--no-{flag.word}" if flag.default is True else flag.label for flag in flags)
         cases.append(f'    "{name} "*) flags="{" ".join(spelled)}" ;;')
-    return _SCRIPT % "\n".join(cases)
+    return (_ZSH if shell == "zsh" else "") + _SCRIPT % "\n".join(cases)

@@ -131,13 +131,13 @@ def _tokenizer_facts(tokenizer: Any) -> dict[str, object]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     quantizer = tokenizer.quantizer
-    width = max(quantizer.to_q.out_features, quantizer.config.latent_channels)
+    backend = retrieval_backend(device, quantizer.dtype, quantizer.to_q.out_features, quantizer.config.latent_channels)
     return {
         "image size": "x".join(map(str, tokenizer.size)),
         "layout": tokenizer.layout,
         **_vae_facts(tokenizer.vae),
         "quantizer parameters": _parameters(quantizer),
-        "retrieval": f"{retrieval_backend(device, quantizer.dtype, width)}, on {device.type}",
+        "retrieval": f"{backend}, on {device.type}",
         "tokenizer": tokenizer.fingerprint,
     }
 

@@ -77,3 +77,11 @@ def test_bash_completes_commands_flags_and_choices(script: str, line: str, compl
     code = f"{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _coda; printf '%s\\n' \"${{COMPREPLY[@]}}\""
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout.split(), done.stderr) == (completed, "")
+
+
+def test_zsh_gets_the_same_script_after_what_lets_it_run_scripts_for_bash(script: str) -> None:
+    from coda.pipeline.commands.completion import completion
+
+    first, rest = completion("zsh").split("\n", 1)
+    assert first == "autoload -U +X compinit bashcompinit && compinit && bashcompinit"
+    assert rest == script

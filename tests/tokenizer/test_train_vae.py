@@ -18,6 +18,8 @@ SMALL = dict(
     validation_share=0.0,
 )  # fmt: skip
 
+NEW = {"factor", "latent_channels", "width"}
+
 
 def small(**changed):
     return VaeSettings(**(SMALL | changed))
@@ -33,6 +35,11 @@ def source(ramps):
 def plain(tmp_path_factory, source):
     """A VAE made with the small settings."""
     return train_vae(source(), tmp_path_factory.mktemp("plain") / "vae", small(), CPU)
+
+
+def further(**changed):
+    """The small settings without those of a new VAE."""
+    return VaeSettings(**({name: SMALL[name] for name in SMALL.keys() - NEW} | changed))
 
 
 def weights(folder):
@@ -67,6 +74,43 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, source, content, archi
     parts = train_vae(again, tmp_path / "parts", settings, run)
     assert again.reads == 4 * 4 + 12  # steps 3 to 6, and the images that the latents are measured on
     assert content(parts) == content(whole)
+
+
+def test_a_resumed_run_from_a_vae_ends_with_the_same_bytes(tmp_path, source, content, plain):
+    run = RunOptions(device="cpu", checkpoint_every=1)
+    whole = train_vae(source(), tmp_path / "whole", further(), run, vae=plain)
+    with pytest.raises(KeyboardInterrupt):
+        train_vae(source(interrupt_at=2 * 4), tmp_path / "parts", further(), run, vae=plain)
+    assert content(train_vae(source(), tmp_path / "parts", further(), run, vae=load_vae(plain))) == content(whole)
+
+
+def test_training_goes_on_from_a_vae(tmp_path, source, plain, small_vae):
+    """A tiny learning rate leaves it as it is, whatever its architecture; its normalization is measured again."""
+    settings = further(steps=1, lr=1e-9, warmup=0)
+    same = weights(train_vae(source(), tmp_path / "same", settings, CPU, vae=plain))
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(same[name], tensor, atol=1e-6, rtol=0)
+    small_vae.register_to_config(image_range="0,1")
+    before = {name: tensor.clone() for name, tensor in small_vae.state_dict().items()}
+    other = load_vae(train_vae(source(), tmp_path / "other", settings, CPU, vae=small_vae))
+    for name, tensor in other.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
+    assert (other.config["image_range"], other.is_unnormalized) == ("0,1", False)
+    assert other.config["scale"] != small_vae.config["scale"]
+    train_vae(source(), tmp_path / "larger", further(lr=1e-2, warmup=0), CPU, vae=small_vae)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in small_vae.state_dict().items())  # a copy learned
+
+
+def test_a_vae_to_start_from_is_checked(tmp_path, source, plain):
+    with pytest.raises(CodaError, match="width is for a new VAE; the one to start from has its own"):
+        train_vae(source(), tmp_path / "vae", further(width=32), CPU, vae=plain)
+    with pytest.raises(CodaError, match="size 18 is not a multiple of the factor, 4"):
+        train_vae(source(), tmp_path / "vae", further(size=18), CPU, vae=plain)
+    damaged = load_vae(plain)
+    next(damaged.parameters()).fill_(torch.nan)
+    with pytest.raises(CodaError, match="the VAE is damaged: NaN or infinite values"):
+        train_vae(source(), tmp_path / "vae", further(), CPU, vae=damaged)
+    assert not (tmp_path / "vae").exists()
 
 
 def test_the_default_starts_as_principal_components(tmp_path, source):
@@ -126,7 +170,7 @@ def test_residual_blocks_are_one_per_size_or_as_many_as_given(tmp_path, source, 
         (dict(architecture="kl", width=10), "width 10 is not a multiple of 4"),
         (dict(width=12), "a width of 12 is not a multiple of 16"),
         (dict(layers_per_block=(1, 2, 2)), "layers_per_block 1,2,2: expected 2 numbers, one per halving of the size"),
-        (dict(architecture="kl", layers_per_block=(1, 2)), "layers_per_block is for the architecture patch, not for kl"),
+        (dict(architecture="kl", layers_per_block=(1, 2)), "layers_per_block is for the architecture patch"),
         (dict(latent_channels=49), "latent_channels 49: expected 1 to the 48 values of a patch"),
     ],
     ids=str,

@@ -209,6 +209,21 @@ def _grad_keys(
 DEFAULT_BLOCKS = Blocks()
 
 
+def shared_memory(d: int, c: int) -> int:
+    """Bytes of shared memory that the kernels need at most, as compiled with the default blocks."""
+    return 16_896 + 768 * (_padded(d) + _padded(c))
+
+
+def fits(device: torch.device, d: int, c: int) -> bool:
+    """Whether the shared memory of a program is enough for queries of width d and values of width c."""
+    if not torch.cuda.is_available():
+        return True  # Triton's interpreter
+    properties = torch.cuda.get_device_properties(device)
+    # ROCm has only the first of the two; on CUDA it is less than a program may have.
+    most = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+    return shared_memory(d, c) <= int(most)
+
+
 def fused_retrieve(
     queries: torch.Tensor,
     keys: torch.Tensor,

@@ -86,10 +86,8 @@ def retrieve(
         tile: (tokens, codes) of one tile; chosen by device if None. Results depend on it by rounding only. If it is
             given, or in float64, the fused kernels are not used.
     """
-    if (
-        tile is None
-        and retrieval_backend(queries.device, queries.dtype, max(keys.shape[1], values.shape[1])) == "fused"
-    ):
+    widths = keys.shape[1], values.shape[1]
+    if tile is None and retrieval_backend(queries.device, queries.dtype, *widths) == "fused":
         from .fused_retrieval import fused_retrieve
 
         return Retrieved(*fused_retrieve(queries, keys, values, temperature))
@@ -106,13 +104,14 @@ def argmax_codes(
     return _argmax_codes(queries, keys, tile)
 
 
-def retrieval_backend(device: torch.device, dtype: torch.dtype, width: int = 16) -> Backend:
+def retrieval_backend(device: torch.device, dtype: torch.dtype, d: int = 16, c: int = 16) -> Backend:
     """Name of the implementation that runs: that of CODA_RETRIEVAL; if "auto", the fused kernels where they can run.
 
     Args:
         device: Device of the tensors.
         dtype: Type of the tensors; the fused kernels take float32, bfloat16 and float16.
-        width: The larger of d and C.
+        d: Attention width.
+        c: Latent channels.
 
     Raises:
         CodaError: If CODA_RETRIEVAL is not a backend, or is "fused" and the fused kernels cannot run.
@@ -123,13 +122,17 @@ def retrieval_backend(device: torch.device, dtype: torch.dtype, width: int = 16)
     if wanted == "tiled":
         return "tiled"
     runs = device.type == "cuda" or (wanted == "fused" and os.environ.get("TRITON_INTERPRET") == "1")
-    fits = dtype in (torch.float32, torch.bfloat16, torch.float16) and width <= _FUSED_WIDTH
-    if runs and fits and find_spec("triton"):
-        return "fused"
+    takes = dtype in (torch.float32, torch.bfloat16, torch.float16) and max(d, c) <= _FUSED_WIDTH
+    if runs and takes and find_spec("triton"):
+        from .fused_retrieval import fits
+
+        if fits(device, d, c):
+            return "fused"
     if wanted == "fused":
         raise CodaError(
-            f"CODA_RETRIEVAL is fused, which needs Triton, a CUDA device, float32 or half precision, and widths up to "
-            f"{_FUSED_WIDTH}; here are {device.type}, {str(dtype).removeprefix('torch.')} and {width}"
+            "CODA_RETRIEVAL is fused, which needs Triton, a CUDA device with enough shared memory, float32 or half "
+            f"precision, and widths up to {_FUSED_WIDTH}; here are {device.type}, "
+            f"{str(dtype).removeprefix('torch.')}, {d} and {c}"
         )
     return "tiled"
 

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -185,9 +186,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from coda.tokenizer.quantizer import fused_retrieval
 
-blocks = dict(tokens=64, width=64, d=16, d_pad=16, c=16, c_pad=16, weigh=True)
+SMALL, WIDE = dict(d=16, d_pad=16, c=16, c_pad=16), dict(d=60, d_pad=64, c=32, c_pad=32)
 for kernel in ("_search", "_mean_weights", "_expected", "_grad_queries", "_grad_keys"):
-    for inputs, precision in (("fp32", "ieee"), ("bf16", "tf32")):
+    for inputs, precision, widths in (("fp32", "ieee", SMALL), ("bf16", "tf32", SMALL), ("fp32", "ieee", WIDE)):
+        blocks = dict(tokens=64, width=64, weigh=True) | widths
         function, types, constants = getattr(fused_retrieval, kernel), {}, {}
         kinds = dict.fromkeys(("queries", "keys", "values"), "*" + inputs) | {"codes": "*i64", "inverse_tau": "fp32"}
         kinds |= dict.fromkeys(("n", "k", "split_codes"), "i32")
@@ -197,7 +199,8 @@ for kernel in ("_search", "_mean_weights", "_expected", "_grad_queries", "_grad_
             if fixed is not None:
                 constants[(place,)] = fixed
         compiled = compile(ASTSource(function, types, constants), target=GPUTarget("cuda", 90, 32))
-        print(kernel, inputs, "cubin" in compiled.asm, compiled.metadata.shared)
+        most = fused_retrieval.shared_memory(widths["d"], widths["c"])
+        print(kernel, inputs, widths["d"], "cubin" in compiled.asm, compiled.metadata.shared, most)
 """
 
 
@@ -210,8 +213,19 @@ def test_fused_kernels_compile_without_a_gpu(fused, tmp_path):
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 10 and all(cubin == "True" for _, _, cubin, _ in lines)
-    assert all(int(shared) < 48 * 1024 for *_, shared in lines)  # as every GPU of the last decade has
+    assert len(lines) == 15 and all(cubin == "True" for *_, cubin, _, _ in lines)
+    assert all(int(shared) <= int(most) for *_, shared, most in lines)  # that larger widths go to tiles is known before
+    assert all(int(shared) < 48 * 1024 for *_, d, _, shared, _ in lines if d == "16")  # as every GPU of a decade has
+
+
+def test_kernels_that_need_more_shared_memory_than_the_device_has_are_not_chosen(fused, monkeypatch):
+    consumer = SimpleNamespace(shared_memory_per_block=48 << 10, shared_memory_per_block_optin=99 << 10)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: consumer)
+    monkeypatch.delenv("CODA_RETRIEVAL", raising=False)
+    cuda = torch.device("cuda")
+    assert retrieval_backend(cuda, torch.float32, 64, 32) == "fused"
+    assert retrieval_backend(cuda, torch.float32, 128, 64) == "tiled"
 
 
 def test_the_setting_names_the_backend(fused, monkeypatch):
@@ -220,11 +234,11 @@ def test_the_setting_names_the_backend(fused, monkeypatch):
     assert retrieval_backend(cpu, torch.float32) == "tiled"
     assert retrieval_backend(cuda, torch.float32) == "fused"
     assert retrieval_backend(cuda, torch.float64) == "tiled"  # the kernels accumulate in float32
-    assert retrieval_backend(cuda, torch.float32, width=256) == "tiled"
+    assert retrieval_backend(cuda, torch.float32, 256) == "tiled"
     monkeypatch.setenv("CODA_RETRIEVAL", "tiled")
     assert retrieval_backend(cuda, torch.float32) == "tiled"
     monkeypatch.setenv("CODA_RETRIEVAL", "fused")
-    with pytest.raises(CodaError, match=r"CODA_RETRIEVAL is fused, which needs .*; here are cuda, float64 and 16"):
+    with pytest.raises(CodaError, match=r"CODA_RETRIEVAL is fused, which needs .*; here are cuda, float64, 16 and 16"):
         retrieval_backend(cuda, torch.float64)
     monkeypatch.setenv("CODA_RETRIEVAL", "fast")
     with pytest.raises(CodaError, match="CODA_RETRIEVAL is 'fast'; it is auto, tiled or fused"):
