@@ -9,7 +9,6 @@ Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, h, w); codes (B, T).
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from .foundation.errors import CodaError
 from .foundation.launcher import check_batch_size, rank_and_world_size
 from .foundation.progress import progress
 from .foundation.seeding import derived_seed, step_generator
-from .foundation.strict_loading import check_weights_finite
 from .images import ImageSource, decode_image, open_images, to_unit, training_batches
 from .images.source import BrokenImage
 from .layout import CodeLayout, default_sides
@@ -50,7 +48,7 @@ from .training.trainable_tokenizer import TrainableTokenizer, initialize_from_da
 from .training.validation import Validation, split_validation
 from .vae.acceleration import checkpoint_decoder, compile_autoencoder
 from .vae.continuous_vae import ContinuousVAE
-from .vae.load import load_vae
+from .vae.load import vae_to_train
 from .vae.lora import add_lora, merge_lora
 
 _LARGEST_DEFAULT_SIZE = 256
@@ -84,9 +82,7 @@ def adapt(
     accelerator = start_accelerator(run.device, run.dtype)
     check_batch_size(settings.batch_size, settings.accumulation)
     source = open_images(data)
-    base = load_vae(vae) if isinstance(vae, str | Path) else copy.deepcopy(vae)
-    base = base.float().eval().requires_grad_(False)
-    check_weights_finite(base.state_dict(), "the VAE")
+    base = vae_to_train(vae)
     settings = _resolve(settings, base, source)
     vae_digest = weights_digest(repr((base.config["shift"], base.config["scale"])), base)
     source, held_out = split_validation(source, validation, settings.validation_share, settings.seed)

@@ -9,7 +9,6 @@ Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, C, h, w) with H = factor · 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +26,6 @@ from .foundation.errors import CodaError
 from .foundation.launcher import check_batch_size, rank_and_world_size
 from .foundation.progress import progress
 from .foundation.seeding import derived_seed, step_generator
-from .foundation.strict_loading import check_weights_finite
 from .images import ImageSource, image_batches, open_images, to_unit, training_batches
 from .settings import RunOptions, VaeSettings
 from .training.losses import ReconstructionLoss, kl_loss
@@ -42,7 +40,7 @@ from .training.optimization import (
 from .training.run_directory import RunDirectory
 from .training.validation import Validation, split_validation
 from .vae.continuous_vae import ContinuousVAE, measure_normalization
-from .vae.load import load_vae
+from .vae.load import vae_to_train
 from .vae.patch_autoencoder import AutoencoderPatch, initialize_from_principal_components
 
 _START_IMAGES = 2048  # for the principal components at the start
@@ -219,8 +217,7 @@ def _without_normalization(vae: str | Path | ContinuousVAE, settings: VaeSetting
     for setting in settings.declared():
         if setting.name in _SETTINGS_OF_A_NEW_VAE and getattr(settings, setting.name) != setting.default:
             raise CodaError(f"{setting.name} is for a new VAE; the one to start from has its own")
-    base = (load_vae(vae) if isinstance(vae, str | Path) else copy.deepcopy(vae)).float()
-    check_weights_finite(base.state_dict(), "the VAE")
+    base = vae_to_train(vae)
     if settings.size % base.factor:
         raise CodaError(f"size {settings.size} is not a multiple of the factor, {base.factor}")
     return ContinuousVAE(base.autoencoder, image_range=base.config["image_range"])

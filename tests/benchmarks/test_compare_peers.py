@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from .conftest import ColorExtractor, LevelTokenizer
 
 pytest.importorskip("torch_fidelity")
 MODULE = import_module("coda.benchmarks.compare_peers")  # the name of the package is its function
-MISSING = "muse-maskgit-pytorch does not load: pip install 'coda[peers]' (no module)"
 
 
 def small(**more: Any) -> PeersSettings:
@@ -34,7 +34,7 @@ def compare(cache: Path, dataset: Path, out: Path, **more: Any) -> Report:
 @pytest.fixture
 def without_muse(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the extra were not installed, whether it is or not."""
-    monkeypatch.setattr(MODULE, "muse_problem", lambda: MISSING)
+    monkeypatch.setitem(sys.modules, "muse_maskgit_pytorch", None)
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused(
     level_cache: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(MODULE, "muse_problem", lambda: MISSING)
+        patch.setitem(sys.modules, "muse_maskgit_pytorch", None)
         with pytest.raises(CodaError, match=r"pip install 'coda\[peers\]'"):
             compare(level_cache, dataset, tmp_path, peers=("muse",))
     with monkeypatch.context() as patch:

@@ -17,7 +17,6 @@ SMALL = dict(
     size=16, factor=4, latent_channels=4, width=16, steps=3, batch_size=4, warmup=2, perceptual_weight=0.0,
     validation_share=0.0,
 )  # fmt: skip
-
 NEW = {"factor", "latent_channels", "width"}
 
 

@@ -210,12 +210,12 @@ DEFAULT_BLOCKS = Blocks()
 
 
 def shared_memory(d: int, c: int) -> int:
-    """Bytes of shared memory that the kernels need at most, as compiled with the default blocks."""
+    """Bytes of shared memory that a program needs at most, as compiled with the default blocks in float32."""
     return 16_896 + 768 * (_padded(d) + _padded(c))
 
 
-def fits(device: torch.device, d: int, c: int) -> bool:
-    """Whether the shared memory of a program is enough for queries of width d and values of width c."""
+def fits_shared_memory(device: torch.device, d: int, c: int) -> bool:
+    """Whether a program on this device may have the shared memory that widths d and c need."""
     if not torch.cuda.is_available():
         return True  # Triton's interpreter
     properties = torch.cuda.get_device_properties(device)

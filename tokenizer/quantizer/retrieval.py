@@ -122,11 +122,11 @@ def retrieval_backend(device: torch.device, dtype: torch.dtype, d: int = 16, c: 
     if wanted == "tiled":
         return "tiled"
     runs = device.type == "cuda" or (wanted == "fused" and os.environ.get("TRITON_INTERPRET") == "1")
-    takes = dtype in (torch.float32, torch.bfloat16, torch.float16) and max(d, c) <= _FUSED_WIDTH
-    if runs and takes and find_spec("triton"):
-        from .fused_retrieval import fits
+    supported = dtype in (torch.float32, torch.bfloat16, torch.float16) and max(d, c) <= _FUSED_WIDTH
+    if runs and supported and find_spec("triton"):
+        from .fused_retrieval import fits_shared_memory
 
-        if fits(device, d, c):
+        if fits_shared_memory(device, d, c):
             return "fused"
     if wanted == "fused":
         raise CodaError(

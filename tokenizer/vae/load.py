@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from ..foundation.errors import CodaError
 from ..foundation.hub import HUB_OPTIONS, fetch, local_path
 from ..foundation.reading import read_json
-from ..foundation.strict_loading import load_strictly, read_tensors
+from ..foundation.strict_loading import check_weights_finite, load_strictly, read_tensors
 from .autoencoders import SPECS, Autoencoder, autoencoder_class, check_architecture, published_normalization
 from .continuous_vae import ContinuousVAE
 from .published_formats import is_kl16, is_taesd, kl16_from_state, taesd_files, taesd_from_files, taesd_from_state
@@ -62,6 +63,18 @@ def load_vae(
         check_architecture(config, path)
         return _wrap(load_strictly(cls, path, **options), None)
     return _wrap(_read_published_folder(path), torch_dtype)
+
+
+def vae_to_train(vae: str | Path | ContinuousVAE) -> ContinuousVAE:
+    """A VAE to train, frozen, in float32 and evaluation mode: a copy of a loaded one, or what `load_vae` reads.
+
+    Raises:
+        CodaError: As `load_vae`, or if its weights are not finite.
+    """
+    loaded = load_vae(vae) if isinstance(vae, str | Path) else copy.deepcopy(vae)
+    loaded = loaded.float().eval().requires_grad_(False)
+    check_weights_finite(loaded.state_dict(), "the VAE")
+    return loaded
 
 
 def _fetch_vae(name: str, subfolder: str | None, variant: str | None, hub: dict[str, Any]) -> Path:
